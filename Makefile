@@ -1,0 +1,41 @@
+# Every target says what it does: `make help`.
+PYTHON ?= python3
+FAMILY ?= tipsy
+ARGS ?=
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install sweep test lint format table clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install Pharos and all that it uses
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[tune,wandb,pose,dev]'
+	@touch $@
+
+sweep: $(INSTALLED) ## search FAMILY (tipsy) on the embedded default; ARGS pass through: make sweep ARGS='trials=8 seed=1'
+	$(VENV)/bin/python platform/sweep.py --family $(FAMILY) $(ARGS)
+
+test: $(INSTALLED) ## run the tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED) ## put the code into its usual form
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+table: $(INSTALLED) ## train what trainables/$(FAMILY)/README.md shows as a table, and print it
+	$(VENV)/bin/python benchmarks/$(FAMILY)_claims.py $(ARGS)
+
+clean: ## remove .venv and caches; sweeps stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,13 @@
+"""Errors that people read: one line that says what is wrong, where, and what would be right."""
+
+
+class PharosError(Exception):
+    """Something a person must act on; commands print it as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(PharosError, ValueError):
+    """The request itself is wrong (a typo, a missing file, an impossible value): exit status 2."""
+
+    exit_code = 2

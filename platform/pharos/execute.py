@@ -1,0 +1,127 @@
+"""Runs one trial in this process, from its specification to its ending. Every backend ends up here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pharos.checkpoint import Checkpoints
+from pharos.errors import PharosError
+from pharos.families import load_recipe
+from pharos.recipe import build_config
+from pharos.run import Run
+from pharos.storage import Storage
+from pharos.tracking import open_tracker
+from pharos.trial import Ending, Outcome, Report, TrialSpec, TrialStopped
+
+logger = logging.getLogger(__name__)
+
+
+def execute(
+    spec: TrialSpec,
+    on_report: Callable[[Report], None],
+    on_run: Callable[[Run], None] = lambda run: None,
+) -> Ending:
+    """Trains a trial, resuming it from its newest checkpoint if it has one.
+
+    Args:
+        spec: What to train.
+        on_report: Receives each report, after it is on disk.
+        on_run: Receives the run before training starts, so that it can be stopped from elsewhere.
+
+    Returns:
+        How it ended. An error of the recipe is an ending too; only a lost process has none.
+    """
+    storage = Storage(spec.folder)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    tracker = None
+    run = None
+    lost = 0.0
+    try:
+        lost, tracked = _take_up(storage)
+        tracker = open_tracker(spec, tracked)
+
+        def report(report: Report) -> None:
+            row = {"fidelity": report.fidelity, "seconds": round(report.seconds, 3), **_finite(report.metrics)}
+            storage.append_line("metrics.jsonl", json.dumps(row))
+            tracker.log(report.fidelity, report.metrics)
+            on_report(dataclasses.replace(report, lost_seconds=lost))
+
+        run = Run(
+            seed=spec.seed,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            objective=spec.objective,
+            on_report=report,
+            on_image=tracker.image,
+            checkpoints=Checkpoints(storage.sub("checkpoints")),
+            checkpoint_seconds=spec.checkpoint_seconds,
+            precision=spec.precision,
+        )
+        on_run(run)
+        recipe = load_recipe(spec.family)
+        recipe.train(run, build_config(recipe.Config, spec.config))
+        run.check_loops()
+        run.save()
+        if spec.objective not in run.metrics:
+            raise PharosError(
+                f"{spec.family} never reported its objective {spec.objective}; "
+                f"it reported {', '.join(sorted(run.metrics)) or 'nothing'}"
+            )
+        outcome, reason = Outcome.COMPLETE, ""
+    except TrialStopped as stop:
+        outcome, reason = stop.outcome, stop.reason
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        outcome, reason = Outcome.OUT_OF_MEMORY, str(error).split("\n")[0]
+    except PharosError as error:
+        outcome, reason = Outcome.FAILED, str(error)
+    except Exception:
+        outcome, reason = Outcome.FAILED, traceback.format_exc()
+        logger.error("trial %s failed\n%s", spec.id, reason)
+    ending = Ending(
+        outcome=outcome,
+        reason=reason,
+        fidelity=run.fidelity if run else 0,
+        metrics=_finite(run.metrics) if run else {},
+        seconds=run.seconds if run else 0.0,
+        lost_seconds=lost,
+        process=os.getpid(),
+        started_at=run.started_at if run else 0.0,
+        ended_at=time.time(),
+    )
+    if tracker is not None:
+        tracker.finish(ending)
+    return ending
+
+
+def _take_up(storage: Storage) -> tuple[float, int]:
+    """Prepares a trial's folder for going on from its newest checkpoint.
+
+    Rows of `metrics.jsonl` past the checkpoint are dropped: those epochs run again, to the same numbers.
+
+    Returns:
+        The seconds that were trained past the checkpoint and lost, and the last fidelity that had been reported.
+    """
+    newest = Checkpoints(storage.sub("checkpoints")).newest()
+    fidelity, saved_seconds = (newest[0], newest[1]["seconds"]) if newest else (0, 0.0)
+    lines = storage.read_lines("metrics.jsonl")
+    rows = [json.loads(line) for line in lines]
+    if not rows:
+        return 0.0, 0
+    kept = [line for line, row in zip(lines, rows, strict=True) if row["fidelity"] <= fidelity]
+    storage.write_bytes("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+    return max(0.0, rows[-1]["seconds"] - saved_seconds), rows[-1]["fidelity"]
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, Any]:
+    """Metrics as JSON has them: null for what is not a finite number."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

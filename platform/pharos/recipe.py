@@ -1,0 +1,41 @@
+"""What a family provides: a typed configuration and a `train` that reads like its paper's algorithm."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from omegaconf import OmegaConf
+
+from pharos.run import Run
+
+
+class Recipe(abc.ABC):
+    """One model family. Its folder holds `recipe.py` with exactly one subclass of this."""
+
+    Config: ClassVar[type]
+    """A dataclass whose defaults are the paper's values, with a docstring under each field."""
+
+    scales: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Named overlays on `Config` by dotted field name. `small` runs on two CPU cores; `paper` is the paper's."""
+
+    @abc.abstractmethod
+    def train(self, run: Run, config: Any) -> None:
+        """Trains one model: learners from `run`, loops from `run.epochs`, results to `epoch.report`."""
+
+    @abc.abstractmethod
+    def fidelity(self, config: Any) -> int:
+        """How many epochs, over all loops, a whole trial of this configuration takes."""
+
+    def check(self, config: Any) -> None:  # noqa: B027 - nothing to look at is the usual case
+        """Looks at what the configuration names (data, weights) before a sweep starts.
+
+        Raises:
+            InputError: Something is missing or broken.
+        """
+
+
+def build_config(kind: type, values: dict[str, Any]) -> Any:
+    """A recipe's typed configuration from plain values, checked against its types and its own rules."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))

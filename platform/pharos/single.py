@@ -1,0 +1,169 @@
+"""One configuration, trained in this process: what `platform/train.py` does. No search, no Ray."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pharos.command import on_stop_signal
+from pharos.config import RUN_OVERRIDES, Plan, make_plan, reopen_plan
+from pharos.console import clock
+from pharos.errors import InputError
+from pharos.execute import execute
+from pharos.run import Run
+from pharos.space import Params
+from pharos.storage import Storage
+from pharos.study import best_record, read_records
+from pharos.summary import versions
+from pharos.sweep import find_folder, read_plan, without_url
+from pharos.tracking import wait_for_trackers
+from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
+
+_FILE = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Single:
+    """A training run and the folder it has to itself."""
+
+    name: str
+    plan: Plan
+    params: Params
+    folder: Storage
+
+    def train(self) -> Ending:
+        """Trains, or goes on from the newest checkpoint; a line a report goes to standard error."""
+        spec = self._spec()
+        started = time.monotonic()
+        runs: list[Run] = []
+
+        def on_report(report: Report) -> None:
+            done = report.fidelity - first
+            left = (time.monotonic() - started) / done * (spec.max_fidelity - report.fidelity)
+            shown = {n: v for n, v in report.metrics.items() if n == spec.objective or n.startswith("loss/")}
+            values = "  ".join(f"{name}={value:<10.4g}" for name, value in shown.items())
+            print(
+                f"epoch {report.fidelity}/{spec.max_fidelity}  {values}{clock(left)} left", file=sys.stderr, flush=True
+            )
+
+        def interrupt() -> None:
+            print("stopping: saves at the end of the epoch (once more to stop at once)", file=sys.stderr)
+            for run in runs:
+                run.interrupt()
+
+        first = 0
+
+        def on_run(run: Run) -> None:
+            nonlocal first
+            first = run.fidelity
+            runs.append(run)
+            if first:
+                print(f"goes on from epoch {first}", file=sys.stderr)
+
+        with on_stop_signal(interrupt):
+            ending = execute(spec, on_report, on_run)
+        wait_for_trackers(30)
+        return ending
+
+    def _spec(self) -> TrialSpec:
+        settings = self.plan.settings
+        return TrialSpec(
+            sweep=self.name,
+            number=0,
+            family=settings.family,
+            params=self.params,
+            config=self.plan.trial_config(self.params),
+            seed=settings.seed,
+            folder=self.folder.root,
+            max_fidelity=self.plan.recipe.fidelity(self.plan.build_config(self.params)),
+            objective=settings.objective.metric,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            precision=settings.engine.precision,
+            threads=settings.resources.cpus,
+            tracking=settings.tracking.to_dict(self.folder.root),
+        )
+
+
+def new_run(family: str, overrides: Sequence[str]) -> Single:
+    """A run of the recipe's own values, with overrides.
+
+    Raises:
+        InputError: Something in the request is wrong; nothing was written.
+    """
+    plan = make_plan(family, ["tracking=none", *overrides])
+    return _create(plan, {}, Storage(plan.settings.storage.url))
+
+
+def run_from_sweep(sweep: str, trial: str | None, overrides: Sequence[str]) -> Single:
+    """A run of a sweep's best trial, or of the one named.
+
+    Raises:
+        InputError: There is no such sweep or trial, or no trial of it was completed.
+    """
+    folder, plan = read_plan(sweep, ["tracking.name=none", *overrides], RUN_OVERRIDES)
+    mode, records = read_records(Path(folder.path("study.journal")))
+    if trial is None:
+        record = best_record(records, mode)
+        if record is None:
+            raise InputError(f"--from {sweep}: none of its trials was completed; name one with --trial")
+    else:
+        numbers = {trial_id(number): r for number, r in records.items()}
+        if trial.zfill(5) not in numbers:
+            raise InputError(f"--trial {trial}: {sweep} has no such trial; it has {', '.join(numbers)}")
+        record = numbers[trial.zfill(5)]
+    return _create(plan, record.params, Storage(str(Path(folder.root).parent)))
+
+
+def reopen_run(name: str, overrides: Sequence[str]) -> Single:
+    """A run that was stopped.
+
+    Raises:
+        InputError: There is no such run.
+    """
+    folder = find_folder(name, _FILE, overrides)
+    document = yaml.safe_load(folder.read_bytes(_FILE))
+    plan = reopen_plan(document, without_url(overrides), RUN_OVERRIDES)
+    return Single(Path(folder.root).name, plan, document["params"], folder)
+
+
+def closing(single: Single, ending: Ending) -> str:
+    """What is said at the end of a run."""
+    lines = [f"{single.name}: {ending.outcome} at epoch {ending.fidelity}, {clock(ending.seconds)} of training"]
+    if ending.reason:
+        lines.append(ending.reason)
+    lines += [f"  {name} = {value:.5g}" for name, value in sorted(ending.metrics.items()) if value is not None]
+    lines.append(f"files: {single.folder.root}")
+    if ending.outcome == Outcome.INTERRUPTED:
+        lines.append(f"next:  python platform/train.py --resume {single.name}")
+    return "\n".join(lines)
+
+
+def as_dict(single: Single, ending: Ending) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {
+        "run": single.name,
+        "family": single.plan.settings.family,
+        "outcome": str(ending.outcome),
+        "reason": ending.reason,
+        "fidelity": ending.fidelity,
+        "seconds": round(ending.seconds, 3),
+        "metrics": ending.metrics,
+        "folder": single.folder.root,
+    }
+
+
+def _create(plan: Plan, params: Params, home: Storage) -> Single:
+    home.check_writable()
+    name = f"{plan.settings.family}-run-{datetime.date.today().isoformat()}-{secrets.token_hex(2)}"
+    folder = home.sub(name)
+    document = {**plan.to_dict(), "params": params, "versions": versions()}
+    folder.write_bytes(_FILE, yaml.safe_dump(document, sort_keys=False).encode())
+    return Single(name, plan, params, folder)

@@ -1,0 +1,317 @@
+"""A sweep as its driver sees it: hands out trials, hears their reports, decides, records, and sums up.
+
+Every backend drives the same four calls, so that a sweep means the same under all of them:
+
+    spec = sweep.next_trial()            None: nothing to start now
+    goes_on = sweep.on_report(n, ...)    False: the trial is pruned
+    sweep.on_end(n, ending)
+    sweep.on_lost(n, reason)             its process died: it goes on later, from its checkpoint
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from pharos.config import Plan, SamplerConfig, make_plan, reopen_plan
+from pharos.console import Console
+from pharos.errors import InputError
+from pharos.scheduler import Asha, NeverStop
+from pharos.storage import Storage
+from pharos.study import Study, TrialRecord, Usage
+from pharos.summary import summarise, versions
+from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
+
+_FILE = "sweep.yaml"
+
+
+class Sweep:
+    """One sweep, with its study open.
+
+    Args:
+        name: Its name and its folder's.
+        plan: What it searches.
+        storage: Its folder.
+        console: Hears of every event.
+    """
+
+    def __init__(self, name: str, plan: Plan, storage: Storage, console: Console):
+        self.name = name
+        self.plan = plan
+        self.storage = storage
+        self.settings = plan.settings
+        self.objective = plan.settings.objective.metric
+        self.max_fidelity = plan.recipe.fidelity(plan.build_config())
+        self.interrupted = False
+        self._console = console
+        self.slots = 1
+        self._opened_at = time.monotonic()
+        journal = Path(storage.path("study.journal"))
+        self.study = Study(
+            journal,
+            self.settings.objective.mode,
+            lambda known: _sampler(self.settings.sampler, self.settings.seed, known),
+        )
+        self._before = self.study.usage
+        self.study.enqueue(plan.first_trials)
+        self._sign = 1 if self.settings.objective.mode == "min" else -1
+        self._curves = {
+            number: {fidelity: self._sign * value for fidelity, value in record.curve.items()}
+            for number, record in self.study.records.items()
+        }
+        scheduler = self.settings.scheduler
+        self._scheduler = (
+            Asha(self.max_fidelity, scheduler.grace, scheduler.reduction) if scheduler.name == "asha" else NeverStop()
+        )
+
+    # What a backend calls
+
+    def open(self, slots: int) -> None:
+        """Starts the clock.
+
+        Args:
+            slots: How many trials can run at once.
+        """
+        self.slots = slots
+        self._opened_at = time.monotonic()
+        self._console.start(self, slots)
+
+    def next_trial(self) -> TrialSpec | None:
+        """The next trial to start; None when there is none now (`finished` says whether there may be later)."""
+        records = self.study.records.values()
+        waiting = any(record.outcome == Outcome.INTERRUPTED for record in records)
+        if self.interrupted or (len(records) >= self.settings.trials and not waiting):
+            return None
+        record = self.study.ask(self.plan.space, self.plan.defaults)
+        self._curves.setdefault(record.number, {})
+        spec = self._spec(record)
+        self.storage.write_bytes(
+            f"trials/{spec.id}/trial.yaml",
+            yaml.safe_dump({"params": spec.params, "seed": spec.seed, "config": spec.config}).encode(),
+        )
+        self._console.started(record)
+        return spec
+
+    @property
+    def finished(self) -> bool:
+        """Whether no trial is running and none will be started."""
+        outcomes = [record.outcome for record in self.study.records.values()]
+        if Outcome.RUNNING in outcomes:
+            return False
+        return self.interrupted or (len(outcomes) >= self.settings.trials and all(o.is_final for o in outcomes))
+
+    def on_report(self, number: int, report: Report) -> bool:
+        """Records a trial's report; False if the trial is to stop here, as pruned."""
+        record = self.study.records[number]
+        record.metrics, record.seconds = report.metrics, report.seconds
+        value = report.metrics.get(self.objective)
+        goes_on = True
+        if value is not None:
+            self.study.report(number, report.fidelity, value)
+            curve = self._curves[number]
+            curve.setdefault(report.fidelity, self._sign * value)
+            if report.fidelity < self.max_fidelity:
+                goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
+        self._console.reported(record, report)
+        if not goes_on:
+            self.on_end(
+                number,
+                Ending(
+                    Outcome.PRUNED,
+                    fidelity=report.fidelity,
+                    metrics=report.metrics,
+                    seconds=report.seconds,
+                    lost_seconds=report.lost_seconds,
+                ),
+            )
+        return goes_on
+
+    def on_end(self, number: int, ending: Ending) -> None:
+        """Records how a trial ended; what a trial says after it was pruned no longer counts."""
+        record = self.study.records[number]
+        if record.outcome != Outcome.RUNNING:
+            return
+        if ending.outcome == Outcome.INTERRUPTED:
+            self.study.interrupt(number)
+        else:
+            self.study.tell(number, ending, self.objective)
+        self.study.set_usage(self.usage)
+        self._console.ended(record)
+
+    def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
+        """Hears that a trial's process died: it goes on from its checkpoint, unless that happened too often."""
+        record = self.study.records[number]
+        if record.outcome != Outcome.RUNNING:
+            return
+        if self.study.lose(number) <= self.settings.retries:
+            self._console.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
+            return
+        record.outcome = Outcome.RUNNING
+        self.on_end(
+            number,
+            Ending(
+                outcome,
+                reason=f"lost its process {record.attempts} times; last: {reason}",
+                fidelity=record.fidelity,
+                metrics=record.metrics,
+                seconds=record.seconds,
+            ),
+        )
+
+    def interrupt(self) -> None:
+        """Starts no more trials; backends let those that run save and stop."""
+        if not self.interrupted:
+            self.interrupted = True
+            self._console.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
+
+    def discard(self) -> None:
+        """Takes back a sweep of which no trial was started."""
+        self._console.stop()
+        self.study.close()
+        if not self.study.records:
+            self.storage.remove()
+
+    def close(self) -> dict[str, Any]:
+        """Writes `summary.json`, lets the study go, and returns the summary."""
+        self.study.set_usage(self.usage)
+        self._console.stop()
+        summary = self.summary()
+        self.storage.write_json("summary.json", summary)
+        self.study.close()
+        return summary
+
+    @property
+    def usage(self) -> Usage:
+        """Time used up to now, by this driver and those before it."""
+        seconds = time.monotonic() - self._opened_at
+        return Usage(
+            round(self._before.seconds + seconds, 3), round(self._before.slot_seconds + seconds * self.slots, 3)
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What a script reads; see `pharos.summary`."""
+        return summarise(self.name, self.plan, self.storage, self.study.records, self.usage)
+
+    def _spec(self, record: TrialRecord) -> TrialSpec:
+        return TrialSpec(
+            sweep=self.name,
+            number=record.number,
+            family=self.settings.family,
+            params=record.params,
+            config=self.plan.trial_config(record.params),
+            seed=self.settings.seed,
+            folder=self.storage.path("trials", trial_id(record.number)),
+            max_fidelity=self.max_fidelity,
+            objective=self.objective,
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+            precision=self.settings.engine.precision,
+            threads=self.settings.resources.cpus,
+            tracking=self.settings.tracking.to_dict(self.storage.root),
+        )
+
+
+def start(family: str, overrides: Sequence[str], console: Console) -> Sweep:
+    """A new sweep, its folder written.
+
+    Raises:
+        InputError: Something in the request is wrong; nothing was written.
+    """
+    plan = make_plan(family, overrides)
+    storage = Storage(plan.settings.storage.url)
+    storage.check_writable()
+    name = f"{family}-{datetime.date.today().isoformat()}-{secrets.token_hex(2)}"
+    folder = storage.sub(name)
+    _write_plan(folder, plan)
+    return Sweep(name, plan, folder, console)
+
+
+def reopen(name: str, overrides: Sequence[str], console: Console, extend: bool = False) -> Sweep:
+    """A sweep that exists, to be finished or extended.
+
+    Args:
+        name: Its name below `storage.url`, or the path of its folder.
+        overrides: `storage.url=…` to find it, and changes to how it runs.
+        extend: Whether more trials are asked for than before.
+
+    Raises:
+        InputError: There is no such sweep, another process runs it, or an override does not fit.
+    """
+    folder = find_folder(name, _FILE, overrides)
+    document = _read_plan(folder)
+    before = document["settings"]["trials"]
+    plan = reopen_plan(document, without_url(overrides))
+    if extend and plan.settings.trials <= before:
+        raise InputError(
+            f"--extend needs more trials than the {before} the sweep has: trials=+50 or trials={before + 50}"
+        )
+    if not extend and plan.settings.trials != before:
+        raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
+    sweep = Sweep(folder.root.rstrip("/").rsplit("/", 1)[-1], plan, folder, console)
+    if plan.to_dict() != {key: document[key] for key in plan.to_dict()}:
+        _write_plan(folder, plan)
+    return sweep
+
+
+def find_folder(name: str, file: str, overrides: Sequence[str] = ()) -> Storage:
+    """The folder of a sweep or run, by its name below `storage.url` or by its path.
+
+    Args:
+        name: What was typed.
+        file: What such a folder holds.
+        overrides: May have a `storage.url=…`.
+
+    Raises:
+        InputError: There is none.
+    """
+    url = next((text.partition("=")[2] for text in overrides if text.startswith("storage.url=")), "sweeps")
+    for folder in (Storage(name), Storage(url).sub(name)):
+        if folder.exists(file):
+            return folder
+    known = [entry for entry in Storage(url).list() if Storage(url).exists(f"{entry}/{file}")]
+    raise InputError(
+        f"{name}: nothing of that name in {url}; "
+        + (f"there are {', '.join(known[-5:])}" if known else "there is none; storage.url=… says where to look")
+    )
+
+
+def read_plan(name: str, overrides: Sequence[str] = (), allowed: tuple[str, ...] = ()) -> tuple[Storage, Plan]:
+    """The folder and plan of a sweep, for commands that only read it; see `reopen_plan`."""
+    folder = find_folder(name, _FILE, overrides)
+    return folder, reopen_plan(_read_plan(folder), without_url(overrides), allowed)
+
+
+def without_url(overrides: Sequence[str]) -> list[str]:
+    """The overrides but `storage.url=…`, which says where to look and changes nothing."""
+    return [text for text in overrides if not text.startswith("storage.url=")]
+
+
+def _write_plan(folder: Storage, plan: Plan) -> None:
+    document = {**plan.to_dict(), "versions": versions()}
+    folder.write_bytes(_FILE, yaml.safe_dump(document, sort_keys=False).encode())
+
+
+def _read_plan(folder: Storage) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(folder.read_bytes(_FILE))
+    except yaml.YAMLError as error:
+        raise InputError(f"{folder.path('sweep.yaml')}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict) or not {"settings", "recipe", "space", "first_trials"} <= set(document):
+        raise InputError(f"{folder.path('sweep.yaml')}: not a sweep's; it needs settings, recipe, space, first_trials")
+    return document
+
+
+def _sampler(config: SamplerConfig, seed: int, known: int) -> optuna.samplers.BaseSampler:
+    # A driver that takes up a study draws other numbers than the one before it, whose trials it would repeat.
+    seed = (seed * 1_000_003 + known) % 2**32
+    if config.name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=config.startup, multivariate=True, group=True, constant_liar=True, seed=seed
+    )

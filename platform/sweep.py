@@ -1,0 +1,70 @@
+"""Searches a family's hyperparameters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from pharos.command import on_stop_signal, run_command
+from pharos.errors import InputError
+from pharos.families import families
+
+_EPILOG = """\
+settings are name=value and documented where they are defined, in platform/pharos/conf/:
+  trials=16  seed=0  scale=small|paper  space=default  backend=tune|local
+  scheduler=asha|none  sampler=tpe|random  storage.url=sweeps  tracking.mode=auto|online|offline  tracking=none
+  resources.cpus=1  resources.gpus=1  resources.concurrency=2
+  recipe.NAME=VALUE             fix a value of the family's recipe
+  'recipe.NAME=interval(0, 1)'  search it; also tag(log, interval(1e-5, 1e-3)), range(1, 5), choice(a, b)
+  data.NAME=VALUE               short for recipe.data.NAME=VALUE
+
+examples:
+  python platform/sweep.py --family tipsy
+  python platform/sweep.py --family tipsy trials=50 'recipe.optim.lr=tag(log, interval(1e-5, 1e-3))' recipe.w_90=3
+  python platform/sweep.py --resume tipsy-2026-11-22-a1b2
+  python platform/sweep.py --extend tipsy-2026-11-22-a1b2 trials=+50
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Starts, resumes or extends a sweep; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="sweep.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--family", help=f"start a sweep of this family: {', '.join(families())}")
+    what.add_argument("--resume", metavar="SWEEP", help="finish a sweep that was stopped or crashed")
+    what.add_argument("--extend", metavar="SWEEP", help="add trials to a sweep: trials=+50")
+    parser.add_argument("--json", action="store_true", help="print the summary alone on standard output")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings, see below")
+    options = parser.parse_intermixed_args(arguments)
+
+    # Imported late: --help and a mistyped flag need no torch.
+    from pharos.backends import run_sweep
+    from pharos.console import closing, make_console
+    from pharos.sweep import reopen, start
+
+    console = make_console(options.json)
+    if options.family:
+        sweep = start(options.family, options.settings, console)
+    else:
+        sweep = reopen(options.resume or options.extend, options.settings, console, extend=bool(options.extend))
+    try:
+        with on_stop_signal(sweep.interrupt):
+            run_sweep(sweep)
+    except InputError:
+        sweep.discard()
+        raise
+    except BaseException:
+        sweep.close()
+        raise
+    summary = sweep.close()
+    if options.json:
+        print(json.dumps(summary, indent=2))
+    else:
+        print(closing(summary, sweep.storage.root, sweep.settings.trials))
+    return 130 if sweep.interrupted else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,52 @@
+"""Trains one configuration in this process, on one GPU or the CPU. Breakpoints work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from pharos.command import run_command
+from pharos.families import families
+
+_EPILOG = """\
+settings are name=value, as for sweep.py (python platform/sweep.py --help); a run is not tracked unless tracking=wandb
+
+examples:
+  python platform/train.py --family tipsy
+  python platform/train.py --family tipsy scale=paper recipe.optim.lr=1e-4 engine.precision=bf16
+  python platform/train.py --from tipsy-2026-11-22-a1b2
+  python platform/train.py --resume tipsy-run-2026-11-22-c3d4
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Trains or goes on with a run; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--family", help=f"train this family's own values: {', '.join(families())}")
+    what.add_argument("--from", dest="sweep", metavar="SWEEP", help="train a sweep's best trial again")
+    what.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
+    parser.add_argument("--trial", metavar="N", help="with --from: this trial instead of the best")
+    parser.add_argument("--json", action="store_true", help="print the result alone on standard output, as JSON")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings, see below")
+    options = parser.parse_intermixed_args(arguments)
+
+    # Imported late: --help and a mistyped flag need no torch.
+    from pharos.single import as_dict, closing, new_run, reopen_run, run_from_sweep
+    from pharos.trial import Outcome
+
+    if options.family:
+        single = new_run(options.family, options.settings)
+    elif options.sweep:
+        single = run_from_sweep(options.sweep, options.trial, options.settings)
+    else:
+        single = reopen_run(options.resume, options.settings)
+    ending = single.train()
+    print(json.dumps(as_dict(single, ending), indent=2) if options.json else closing(single, ending))
+    return {Outcome.COMPLETE: 0, Outcome.INTERRUPTED: 130}.get(ending.outcome, 1)
+
+
+if __name__ == "__main__":
+    run_command(main)

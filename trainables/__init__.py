@@ -1,0 +1,1 @@
+"""Model families from papers, one folder each, and what they share."""
