@@ -62,7 +62,10 @@ class Checkpoints:
             },
         }
         self._storage.write_json(f"{folder}/{_MANIFEST}", manifest)
-        for old in self._steps()[: -self._keep]:
+        steps = self._steps()
+        # What lies past this step is damaged or was never committed, or the trial would have gone on from there.
+        later = [name for name in steps if int(name) > step]
+        for old in later + [name for name in steps if name not in later][: -self._keep]:
             self._storage.remove(old)
         return self._storage.path(folder)
 
@@ -105,10 +108,15 @@ class Checkpoints:
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Replaces each tensor by a reference, and what JSON would lose (tuples, keys that are no text) by a tag."""
     if isinstance(value, torch.Tensor):
+        while name in tensors:  # keys that look alike, such as 1 and "1"
+            name += "'"
         # Cloned: safetensors refuses tensors that share memory, as tied weights do.
         tensors[name] = value.detach().cpu().clone().contiguous()
         return {"$tensor": name}
     if isinstance(value, dict):
+        for key in value:
+            if not (key is None or isinstance(key, (bool, int, float, str))):
+                raise TypeError(f"a checkpoint cannot hold {name or 'a state'} with a key of type {type(key).__name__}")
         pairs = [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return dict(pairs)

@@ -179,6 +179,10 @@ class Plan:
         """The configuration's values by full override name."""
         return flatten(self.config, "recipe.")
 
+    def is_paper_trial(self, params: Params) -> bool:
+        """Whether these are the recipe's own values, which are the first trial."""
+        return bool(self.first_trials) and params == self.first_trials[0]
+
     def trial_config(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe's configuration with a trial's values in place."""
         config = OmegaConf.create(self.config)
@@ -332,9 +336,11 @@ def _split_sweeps(overrides: Sequence[str]) -> tuple[dict[str, Dimension], list[
         if re.fullmatch(r"trials=\+\d+", text):
             raise InputError(f"{text}: only --extend adds trials; a new sweep takes trials={text.split('+')[1]}")
         dimension = parse_dimension(text)
+        if OverridesParser.create().parse_override(text).type != OverrideType.CHANGE:
+            raise InputError(f"{text}: only name=value can be given; nothing is added or taken away")
+        if text.startswith("family="):
+            raise InputError(f"{text}: the family is named by --family")
         if dimension is None:
-            if OverridesParser.create().parse_override(text).type != OverrideType.CHANGE:
-                raise InputError(f"{text}: only name=value can be given; nothing is added or taken away")
             plain.append(text)
         elif dimension.name.startswith("recipe."):
             swept[dimension.name] = dimension
@@ -389,7 +395,11 @@ def _in_one_line(make: Callable[[], T], known: Callable[[], list[str]] = list) -
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         message = str(cause).strip().split("\n")[0]
         unknown = re.search(r"Could not override '([^']+)'", str(error))
-        if unknown:
+        option = re.search(r"Could not find '(\w+)/([^']+)'", str(error))
+        if option:
+            files = (Path(__file__).parent / "conf" / option[1]).glob("*.yaml")
+            message = f"{option[1]}={option[2]}: {suggest(option[2], sorted(file.stem for file in files))}"
+        elif unknown:
             message = f"{unknown[1]}: no such setting; {suggest(unknown[1], known())}"
         else:
             name = getattr(cause, "full_key", None)

@@ -23,6 +23,8 @@ from pharos.storage import Storage
 from pharos.tracking import open_tracker
 from pharos.trial import Ending, Outcome, Report, TrialSpec, TrialStopped
 
+_TAKE_OVER_SECONDS = 60.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +43,18 @@ def execute(
     Returns:
         How it ended. An error of the recipe is an ending too; only a lost process has none.
     """
+    # A killed driver's process may still be at this trial for a moment: two must never write its folder.
     storage = Storage(spec.folder)
+    try:
+        with storage.locked(_TAKE_OVER_SECONDS):
+            return _execute(spec, storage, on_report, on_run)
+    except PharosError as error:
+        return Ending(Outcome.FAILED, str(error), process=os.getpid(), ended_at=time.time())
+
+
+def _execute(
+    spec: TrialSpec, storage: Storage, on_report: Callable[[Report], None], on_run: Callable[[Run], None]
+) -> Ending:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     tracker = None
@@ -85,8 +98,13 @@ def execute(
     except PharosError as error:
         outcome, reason = Outcome.FAILED, str(error)
     except Exception:
-        outcome, reason = Outcome.FAILED, traceback.format_exc()
-        logger.error("trial %s failed\n%s", spec.id, reason)
+        # A recipe may well stumble over its own non-finite numbers before it reports them.
+        diverged = run.divergence() if run else None
+        if diverged is not None:
+            outcome, reason = diverged.outcome, diverged.reason
+        else:
+            outcome, reason = Outcome.FAILED, traceback.format_exc()
+            logger.error("trial %s failed\n%s", spec.id, reason)
     ending = Ending(
         outcome=outcome,
         reason=reason,
@@ -116,6 +134,7 @@ def _take_up(storage: Storage) -> tuple[float, int]:
     lines = storage.read_lines("metrics.jsonl")
     rows = [json.loads(line) for line in lines]
     if not rows:
+        storage.remove("metrics.jsonl")  # it may hold a torn line
         return 0.0, 0
     kept = [line for line, row in zip(lines, rows, strict=True) if row["fidelity"] <= fidelity]
     storage.write_bytes("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())

@@ -1,8 +1,9 @@
-"""A learner: one module and one optimiser behind one engine (here: `torch`, one process)."""
+"""A learner: one module, one optimiser and one schedule behind one engine (here: `torch`, one process)."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,18 @@ class OptimConfig:
     """L2 penalty of adam and sgd; decoupled decay of adamw."""
     clip_norm: float = 0.0
     """Largest norm of a step's whole gradient; 0 leaves it as it is."""
+    schedule: str = "constant"
+    """constant, linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`."""
+    hold: float = 0.5
+    """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw", "sgd"):
             raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear or cosine")
+        if not 0 <= self.hold < 1:
+            raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
 
 
 class Learner:
@@ -54,7 +63,7 @@ class Learner:
         self.name = name
         self.module = module.to(device)
         self.optimizer = _optimizer(self.module, optim)
-        self._clip_norm = optim.clip_norm
+        self._optim = optim
         self._device = device
         self._autocast = PRECISIONS[precision]
         # A running sum on the device: its mean is reported, a NaN in it betrays a divergence, and no step waits.
@@ -72,8 +81,8 @@ class Learner:
         """One update from a scalar loss: gradients cleared, back-propagated, clipped, applied."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm)
+        if self._optim.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.clip_norm)
         self.optimizer.step()
         self._loss_sum += loss.detach()
         self._steps += 1
@@ -103,12 +112,21 @@ class Learner:
 
     def take_mean_loss(self) -> float | None:
         """The mean loss of the steps since the last call; None when there were none."""
-        if not self._steps:
-            return None
-        mean = float(self._loss_sum) / self._steps
+        mean = float(self._loss_sum) / self._steps if self._steps else None
         self._loss_sum.zero_()
         self._steps = 0
         return mean
+
+    def start_epoch(self, progress: float) -> None:
+        """Sets the learning rate, and forgets losses: reported ones are one epoch's, wherever the last one ran.
+
+        Args:
+            progress: How far the present loop is, in [0, 1).
+        """
+        self._loss_sum.zero_()
+        self._steps = 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._optim.lr * _rate(self._optim, progress)
 
     def state_dict(self) -> dict[str, Any]:
         return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -116,6 +134,14 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _rate(config: OptimConfig, progress: float) -> float:
+    """The share of the full learning rate at a point of the loop."""
+    if config.schedule == "constant" or progress <= config.hold:
+        return 1.0
+    left = (1 - progress) / (1 - config.hold)
+    return left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
 
 
 def _optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -200,6 +200,8 @@ class Run:
             for index in range(self._done.get(key, 0), count):
                 self._loops[-1] = f"{name}:{index}"
                 _seed_everything(self._stream(key, index, self.rank))
+                for learner in self._learners.values():
+                    learner.start_epoch(index / count)
                 item = make(key, index)
                 yield item
                 ended = isinstance(item, Epoch) and item.ended_loop
@@ -233,10 +235,21 @@ class Run:
         self.metrics = values
         for name, value in values.items():
             if not math.isfinite(value) and (name == self._objective or name.startswith("loss/")):
-                raise TrialStopped(Outcome.DIVERGED, f"{name} became {value} in epoch {self.fidelity + 1}")
+                raise self._diverged(name, value)
         self._raise_if_stopped()
         self._on_report(Report(self.fidelity + 1, values, self.seconds))
         self._raise_if_stopped()
+
+    def divergence(self) -> TrialStopped | None:
+        """What to make of an error inside the recipe: the end of a diverged trial, if a loss is non-finite."""
+        for learner in self._learners.values():
+            loss = learner.take_mean_loss()
+            if loss is not None and not math.isfinite(loss):
+                return self._diverged(f"loss/{learner.name}", loss)
+        return None
+
+    def _diverged(self, name: str, value: float) -> TrialStopped:
+        return TrialStopped(Outcome.DIVERGED, f"{name} became {value} in epoch {self.fidelity + 1}")
 
     def _raise_if_stopped(self) -> None:
         if self._stop is not None:

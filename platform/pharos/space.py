@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -181,20 +182,29 @@ def describe(distribution: BaseDistribution) -> str:
 
 def _distribution(override: Override) -> BaseDistribution:
     sweep = override.value()
+    tags = sweep.tags if isinstance(sweep, (ChoiceSweep, RangeSweep, IntervalSweep)) else set()
+    if wrong := sorted(tags - ({"log"} if isinstance(sweep, IntervalSweep) else set())):
+        raise ValueError(f"the tag {wrong[0]} means nothing here")
     if isinstance(sweep, ChoiceSweep):
-        return CategoricalDistribution([_plain(choice) for choice in sweep.list])
+        choices = [_plain(choice) for choice in sweep.list]
+        if wrong := [choice for choice in choices if not isinstance(choice, (bool, int, float, str, type(None)))]:
+            raise ValueError(f"{wrong[0]} cannot be chosen; a choice is a number, a word, true or false")
+        return CategoricalDistribution(choices)
     if isinstance(sweep, RangeSweep):
         start, stop, step = sweep.start, sweep.stop, sweep.step
         if start is None or stop is None or step <= 0 or start >= stop:
             raise ValueError("an empty range")
-        # The end is left out, as in Python: the last value is the largest start + k * step below it.
-        last = start + (math.ceil((stop - start) / step - 1e-9) - 1) * step
+        # The end is left out, as in Python: the last value is the largest start + k * step below it. In decimals,
+        # as it was written: in binary, 0.9 is not three times 0.3.
+        first, end, each = (Decimal(str(value)) for value in (start, stop, step))
+        last = first + (math.ceil((end - first) / each) - 1) * each
         if all(isinstance(value, int) for value in (start, stop, step)):
             return IntDistribution(int(start), int(last), step=int(step))
         return FloatDistribution(float(start), float(last), step=float(step))
-    assert isinstance(sweep, IntervalSweep)
+    if not isinstance(sweep, IntervalSweep):
+        raise ValueError("not a range of values")
     low, high = sweep.start, sweep.end
-    if low is None or high is None or not low < high:
+    if low is None or high is None or not low < high or math.isinf(low) or math.isinf(high):
         raise ValueError("an interval goes from a smaller to a larger number")
     log = "log" in sweep.tags
     # Hydra makes an interval's ends floats, unless int() was applied to it.

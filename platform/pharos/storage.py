@@ -6,10 +6,14 @@ this module alone.
 
 from __future__ import annotations
 
+import contextlib
+import contextlib
+import fcntl
 import json
 import os
 import posixpath
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +77,8 @@ class Storage:
             temporary.replace(target)
             _sync_folder(target.parent)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise PharosError(f"cannot write {target}: {error.strerror}") from error
 
     def write_json(self, path: str, value: Any) -> None:
@@ -93,7 +98,7 @@ class Storage:
         """The whole lines of a file: a torn last line is left out, a missing file has none."""
         if not self.exists(path):
             return []
-        return self.read_bytes(path).decode().split("\n")[:-1]
+        return [line.decode() for line in self.read_bytes(path).split(b"\n")[:-1]]
 
     def list(self, path: str = "") -> Iterable[str]:
         """Names in a folder, sorted; none when the folder is missing. Temporary files are left out."""
@@ -106,6 +111,47 @@ class Storage:
         if self.exists(path):
             self.fs.rm(self.path(path), recursive=True)
 
+    def lock(self, wait_seconds: float = 0.0) -> int:
+        """Takes this folder for this process; the system gives it back when the process ends, however it ends.
+
+        Args:
+            wait_seconds: How long to wait for a process that has it.
+
+        Returns:
+            What `unlock` takes.
+
+        Raises:
+            InputError: Another process has it.
+        """
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(descriptor)
+                    raise InputError(
+                        f"{self.root}: another process is working on it; wait for it or stop it first"
+                    ) from None
+                time.sleep(0.05)
+            else:
+                return descriptor
+
+    def unlock(self, lock: int) -> None:
+        """Gives the folder back."""
+        os.close(lock)
+
+    @contextlib.contextmanager
+    def locked(self, wait_seconds: float) -> Iterator[None]:
+        """Has this folder for the length of a block; see `lock`."""
+        lock = self.lock(wait_seconds)
+        try:
+            yield
+        finally:
+            self.unlock(lock)
+
     def check_writable(self) -> None:
         """Tries a write before anything depends on it.
 
@@ -114,10 +160,10 @@ class Storage:
         """
         # The nearest folder that exists is asked, so that a refused sweep leaves no folders behind.
         folder = Path(self.root)
-        while not folder.exists():
-            folder = folder.parent
-        probe = folder / f".pharos-{os.getpid()}.tmp"
         try:
+            while not folder.exists():
+                folder = folder.parent
+            probe = folder / f".pharos-{os.getpid()}.tmp"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pharos.errors import InputError
 from pharos.space import Params, Space
+from pharos.storage import Storage
 from pharos.trial import Ending, Outcome
 
 _STATES = {
@@ -95,7 +95,8 @@ class Study:
     """
 
     def __init__(self, path: Path, mode: str, make_sampler: Callable[[int], optuna.samplers.BaseSampler]):
-        self._lock = _lock(path)
+        self._folder = Storage(str(path.parent))
+        self._lock = self._folder.lock()
         _mend(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
@@ -118,7 +119,7 @@ class Study:
 
     def close(self) -> None:
         """Lets another driver open the study."""
-        os.close(self._lock)
+        self._folder.unlock(self._lock)
 
     @property
     def mode(self) -> str:
@@ -265,19 +266,6 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         seconds=attributes.get("seconds", 0.0),
         lost_seconds=attributes.get("lost_seconds", 0.0),
     )
-
-
-def _lock(path: Path) -> int:
-    """Takes the study for this process. The system gives it back when the process ends, however it ends."""
-    descriptor = os.open(path.with_name(".driver.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"{path.parent}: another process is running this sweep; wait for it or stop it first"
-        ) from None
-    return descriptor
 
 
 def _mend(path: Path) -> None:

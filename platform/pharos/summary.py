@@ -42,8 +42,7 @@ def summarise(
         usage: The time it had.
     """
     objective = plan.settings.objective
-    first = plan.first_trials[0] if plan.first_trials else None
-    paper = next((record for record in records.values() if record.params == first), None)
+    paper = next((record for record in records.values() if plan.is_paper_trial(record.params)), None)
 
     def result(record: TrialRecord | None) -> dict[str, Any] | None:
         if record is None:

@@ -117,7 +117,8 @@ class Sweep:
             self.study.report(number, report.fidelity, value)
             curve = self._curves[number]
             curve.setdefault(report.fidelity, self._sign * value)
-            if report.fidelity < self.max_fidelity:
+            # The paper's values run whole: what the search gained is measured against them on the same budget.
+            if report.fidelity < self.max_fidelity and not self.plan.is_paper_trial(record.params):
                 goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
         self._console.reported(record, report)
         if not goes_on:

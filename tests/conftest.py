@@ -1,0 +1,155 @@
+"""What all tests share: determinism, one thread, and a family that trains in milliseconds."""
+
+import importlib.machinery
+import math
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pharos import families
+from pharos.errors import InputError
+from pharos.learner import OptimConfig
+from pharos.recipe import Recipe
+from pharos.run import Epoch, Run
+from pharos.trial import TrialSpec
+
+hypothesis.settings.register_profile(
+    "pharos",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("pharos")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@dataclass
+class ToyConfig:
+    """Everything that a search space can ask of a family: a scale, a choice, a condition, an int."""
+
+    lr: float = 0.1
+    kind: str = "plain"
+    noise: float = 0.0
+    dropout: float = 0.1
+    width: int = 4
+    epochs: int = 4
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("plain", "noisy"):
+            raise InputError(f"recipe.kind={self.kind} must be plain or noisy")
+
+
+class ToyRecipe(Recipe):
+    """A regression on 64 samples. What a test wants to happen inside happens through `Toy`."""
+
+    Config = ToyConfig
+    scales: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "small": {}, "tiny": {"epochs": 2}}
+    toy: ClassVar["Toy"]
+
+    def fidelity(self, config: ToyConfig) -> int:
+        return config.epochs
+
+    def train(self, run: Run, config: ToyConfig) -> None:
+        toy = self.toy
+        toy.started.append(config)
+        x = torch.linspace(-1, 1, 64)[:, None]
+        y = torch.sin(2 * x)
+        module = nn.Sequential(
+            nn.Linear(1, config.width), nn.Tanh(), nn.Dropout(config.dropout), nn.Linear(config.width, 1)
+        )
+        net = run.learner("net", module, OptimConfig(lr=config.lr))
+        for epoch in run.epochs("fit", config.epochs):
+            for batch, target in epoch.batches((x, y), config.batch_size):
+                noisy = batch + config.noise * torch.randn(batch.shape)
+                net.step(toy.loss(nn.functional.mse_loss(net(noisy), target), run, epoch))
+            with net.evaluating():
+                metrics = {"error": float(nn.functional.mse_loss(net(x), y))}
+            epoch.report(metrics | (toy.in_epoch(run, epoch, config) or {}))
+
+
+ToyRecipe.__module__ = "trainables.toy.recipe"
+
+_SPACE = """\
+objective: {metric: error, mode: min}
+space:
+  recipe.lr: tag(log, interval(1e-3, 0.5))
+  recipe.kind: choice(plain, noisy)
+  recipe.noise:
+    sweep: interval(0, 0.5)
+    when: {recipe.kind: noisy}
+first_trials:
+  - {recipe.kind: noisy, recipe.noise: 0.25}
+"""
+
+
+class Toy:
+    """The toy family as a test steers it.
+
+    Attributes:
+        url: A folder for sweeps.
+        space_file: Its `default.yaml`, which a test may write anew.
+        started: The configuration of each call of `train`, in order.
+        in_epoch: Called before each report with the run, the epoch and the configuration; it may raise, and the
+            metrics that it returns replace the true ones.
+        loss: What becomes of each loss.
+    """
+
+    def __init__(self, home: Path):
+        self.url = str(home / "sweeps")
+        self.space_file = home / "search_spaces" / "toy" / "default.yaml"
+        self.started: list[ToyConfig] = []
+        self.in_epoch: Callable[[Run, Epoch, ToyConfig], Mapping[str, float] | None] = lambda run, epoch, config: None
+        self.loss: Callable[[Tensor, Run, Epoch], Tensor] = lambda loss, run, epoch: loss
+
+    def spec(self, folder: Path, **changes: Any) -> TrialSpec:
+        """A trial of the toy family's own values."""
+        spec = TrialSpec(
+            sweep="toy-sweep",
+            number=0,
+            family="toy",
+            params={},
+            config={},
+            seed=1,
+            folder=str(folder),
+            max_fidelity=4,
+            objective="error",
+            checkpoint_seconds=0.0,
+            precision="fp32",
+            threads=1,
+        )
+        return replace(spec, **changes)
+
+    def nan_at(self, epoch_index: int) -> None:
+        """Makes the loss NaN in an epoch."""
+        self.loss = lambda loss, run, epoch: loss * math.nan if epoch.index == epoch_index else loss
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> Toy:
+    """Adds a family called `toy` and takes the others away; found by name as any family is."""
+    home = tmp_path / "checkout"
+    module = types.ModuleType("trainables.toy.recipe")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    module.ToyRecipe = ToyRecipe
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(families, "ROOT", home)
+    toy = Toy(home)
+    monkeypatch.setattr(ToyRecipe, "toy", toy, raising=False)
+    for path, text in ((home / "trainables/toy/recipe.py", ""), (toy.space_file, _SPACE)):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    return toy

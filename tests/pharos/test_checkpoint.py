@@ -1,0 +1,293 @@
+"""Checkpoints: what goes in comes out, a checkpoint is whole or does not count, and nothing is unpickled."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load
+from torch import nn
+
+from pharos.checkpoint import Checkpoints
+from pharos.errors import PharosError
+from pharos.storage import Storage
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+FILES = ("state.safetensors", "state.json", "manifest.json")
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def checkpoints(storage):
+    return Checkpoints(storage)
+
+
+def state_of(step):
+    return {"step": step, "weights": torch.full((3,), float(step)), "betas": (0.9, 0.99)}
+
+
+def same(a, b):
+    """Equality of nested states: types, keys and their order, dtypes, shapes, bits."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        pairs = list(zip(a.items(), b.items(), strict=False))
+        return len(a) == len(b) and all(same(k, l) and same(v, w) for (k, v), (l, w) in pairs)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+TENSORS = st.builds(
+    lambda shape, dtype, seed: torch.randint(
+        0, 2 if dtype == torch.bool else 100, shape, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype),
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+    st.sampled_from(DTYPES),
+    st.integers(0, 9),
+)
+SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text(max_size=4)
+KEYS = st.sampled_from(["a", "b", "a/b", "/", "", "0", "$tensor", "$tuple", "$pairs"]) | st.integers(-2, 2)
+STATES = st.recursive(
+    TENSORS | SCALARS,
+    lambda inner: (
+        st.dictionaries(KEYS, inner, max_size=3)
+        | st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=2).map(tuple)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=120)
+@given(state=STATES)
+def test_any_nested_state_comes_back_as_it_was(tmp_path_factory, state):
+    checkpoints = Checkpoints(Storage(str(tmp_path_factory.mktemp("any"))))
+    checkpoints.save(3, state)
+    step, restored = checkpoints.newest()
+    assert step == 3
+    assert same(restored, state), (restored, state)
+
+
+@pytest.mark.parametrize(
+    "keys", [{1: 0, "1": 1}, {"a/b": 0, "a": {"b": 1}}, {"a": [0], "a/0": 1}, {True: 0, "True": 1}]
+)
+def test_tensors_under_keys_that_look_alike_stay_apart(checkpoints, keys):
+    def with_tensors(value):
+        if isinstance(value, dict):
+            return {key: with_tensors(item) for key, item in value.items()}
+        return [with_tensors(item) for item in value] if isinstance(value, list) else torch.tensor([value])
+
+    state = with_tensors(keys)
+    checkpoints.save(1, state)
+    assert same(checkpoints.newest()[1], state)
+
+
+def test_optimiser_moments_come_back_and_fit_the_optimiser(checkpoints):
+    module = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoints.save(1, optimizer.state_dict())
+    restored = checkpoints.newest()[1]
+    assert same(restored["state"], optimizer.state_dict()["state"])
+    torch.optim.Adam(module.parameters()).load_state_dict(restored)
+
+
+def test_tied_weights_and_views_are_saved_by_value(checkpoints):
+    embedding = nn.Embedding(4, 3)
+    head = nn.Linear(3, 4, bias=False)
+    head.weight = embedding.weight
+    tied = nn.ModuleDict({"embedding": embedding, "head": head}).state_dict()
+    base = torch.arange(6.0)
+    checkpoints.save(1, {"tied": dict(tied), "view": base[::2], "turned": base.view(2, 3).t(), "base": base})
+    restored = checkpoints.newest()[1]
+    assert same(restored["tied"], dict(tied))
+    assert torch.equal(restored["view"], base[::2])
+    assert torch.equal(restored["turned"], base.view(2, 3).t())
+
+
+def test_a_saved_state_does_not_follow_later_changes(checkpoints):
+    weights = torch.zeros(2)
+    checkpoints.save(1, {"weights": weights})
+    weights += 1
+    assert torch.equal(checkpoints.newest()[1]["weights"], torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "foreign", [object(), {1, 2}, b"bytes", {"a": [nn.Linear(1, 1)]}, {(1, 2): 0}, 1 + 2j, [lambda: None]]
+)
+def test_foreign_objects_are_refused_and_the_checkpoint_before_stays(checkpoints, foreign):
+    checkpoints.save(1, state_of(1))
+    with pytest.raises(TypeError, match="a checkpoint cannot hold"):
+        checkpoints.save(2, {"x": foreign})
+    assert checkpoints.newest()[0] == 1
+
+
+def test_the_message_says_where_the_foreign_object_lies(checkpoints):
+    with pytest.raises(TypeError, match=r"best/1.*set"):
+        checkpoints.save(1, {"best": [0, set()]})
+
+
+def test_there_is_none_at_first(checkpoints):
+    assert checkpoints.newest() is None
+    assert checkpoints.newest_path() is None
+
+
+def test_the_two_newest_are_kept(checkpoints, storage):
+    for step in (1, 2, 10, 100):
+        path = checkpoints.save(step, state_of(step))
+    assert storage.list() == ["00000010", "00000100"]
+    assert same(checkpoints.newest(), (100, state_of(100)))
+    assert checkpoints.newest_path() == path == storage.path("00000100")
+
+
+def test_leftovers_of_a_later_step_never_push_out_the_valid_ones(checkpoints, storage):
+    for step in (7, 8, 9):
+        checkpoints.save(step, state_of(step))
+    for folder in ("00000008", "00000009"):
+        Path(storage.path(folder, "state.json")).write_text("{}")
+    assert Checkpoints(storage).newest() is None
+    for step in (3, 4):  # the trial starts again from nothing
+        checkpoints.save(step, state_of(step))
+        assert same(Checkpoints(storage).newest(), (step, state_of(step)))
+    Path(storage.path("00000004", "state.json")).write_text("{}")
+    assert same(checkpoints.newest(), (3, state_of(3)))
+
+
+def test_saving_a_step_again_replaces_it(checkpoints):
+    checkpoints.save(1, state_of(1))
+    checkpoints.save(1, state_of(5))
+    assert same(checkpoints.newest(), (1, state_of(5)))
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_kill_before_any_write_leaves_the_checkpoint_before(checkpoints, storage, monkeypatch, before):
+    checkpoints.save(1, state_of(1))
+    write, calls = Storage.write_bytes, []
+
+    def dying(self, path, data):
+        calls.append(path)
+        if len(calls) > before:
+            raise Killed
+        write(self, path, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", dying)
+    with pytest.raises(Killed):
+        checkpoints.save(2, state_of(2))
+    monkeypatch.undo()
+    assert same(Checkpoints(storage).newest(), (1, state_of(1)))
+    assert checkpoints.newest_path() == storage.path("00000001")
+    checkpoints.save(2, state_of(2))
+    assert same(checkpoints.newest(), (2, state_of(2)))
+
+
+def test_the_manifest_is_written_last_and_is_the_third_file(checkpoints, monkeypatch):
+    written = []
+    monkeypatch.setattr(Storage, "write_bytes", lambda self, path, data: written.append(path))
+    checkpoints.save(1, state_of(1))
+    assert [Path(path).name for path in written] == list(FILES)
+
+
+def test_without_its_manifest_a_checkpoint_does_not_exist(checkpoints, storage, caplog):
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    storage.remove("00000002/manifest.json")
+    assert same(checkpoints.newest(), (1, state_of(1)))
+    assert checkpoints.newest_path() == storage.path("00000001")
+    assert not caplog.records  # nothing is wrong: it was never committed
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_any_flipped_byte_is_noticed_and_logged_with_its_path(checkpoints, storage, caplog, name):
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    path = Path(storage.path("00000002", name))
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 5):
+        caplog.clear()
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert same(checkpoints.newest(), (1, state_of(1)))
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert storage.path("00000002") in caplog.text
+        assert name in caplog.text
+
+
+def test_a_flipped_byte_of_the_manifest_never_gives_a_wrong_state(checkpoints, storage, caplog):
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    path = Path(storage.path("00000002", "manifest.json"))
+    whole = path.read_bytes()
+    rejected = 0
+    for position in range(len(whole)):
+        for bit in (1, 0x80):
+            caplog.clear()
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+            step, state = checkpoints.newest()
+            assert same(state, state_of(step))
+            assert bool(caplog.records) == (step == 1)
+            rejected += step == 1
+    assert rejected > len(whole)  # what is left over is blanks and the step, which nobody reads
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_gives_the_checkpoint_before(checkpoints, storage, caplog, name):
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    path = Path(storage.path("00000002", name))
+    whole = path.read_bytes()
+    for length in (0, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:length])
+        assert same(checkpoints.newest(), (1, state_of(1)))
+        assert storage.path("00000002") in caplog.text
+
+
+def test_when_all_are_damaged_there_is_none(checkpoints, storage):
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+        Path(storage.path(f"{step:08d}", "state.json")).write_text("[]")
+    assert checkpoints.newest() is None
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(checkpoints, monkeypatch):
+    checkpoints.save(1, state_of(1))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(PharosError, match="No space left on device"):
+        checkpoints.save(2, state_of(2))
+    monkeypatch.undo()
+    assert checkpoints.newest()[0] == 1
+
+
+def test_the_files_are_safetensors_and_json_and_loading_never_unpickles(checkpoints, storage, monkeypatch):
+    checkpoints.save(1, {"module": nn.Linear(2, 1).state_dict(), "pairs": {0: (1, torch.ones(1))}})
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for name in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
+        monkeypatch.setattr(name, forbidden)
+    assert storage.list("00000001") == sorted(FILES)
+    assert len(load(storage.read_bytes("00000001/state.safetensors"))) == 3
+    json.loads(storage.read_bytes("00000001/state.json"))
+    manifest = storage.read_json("00000001/manifest.json")
+    assert manifest["step"] == 1
+    assert manifest["files"]["state.json"]["bytes"] == len(storage.read_bytes("00000001/state.json"))
+    assert checkpoints.newest()[0] == 1

@@ -1,0 +1,495 @@
+"""A trial that is stopped anywhere and resumed gives the numbers it would have given."""
+
+import math
+import random
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pharos import run as run_module
+from pharos.checkpoint import Checkpoints
+from pharos.learner import OptimConfig
+from pharos.run import Run
+from pharos.storage import Storage
+from pharos.trial import Outcome, TrialStopped
+
+CPU = torch.device("cpu")
+X = torch.linspace(-1, 1, 24)[:, None]
+Y = X.square()
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+class Recorder:
+    """What a trial leaves: every report by fidelity, its weights and its state."""
+
+    def __init__(self):
+        self.reports = {}
+        self.final = None
+
+    def hear(self, report):
+        known = self.reports.setdefault(report.fidelity, report.metrics)
+        assert known == report.metrics, "a repeated epoch gave other numbers"
+
+
+def make_net():
+    return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 1))
+
+
+def fit(learner, epoch, kill):
+    for index, (x, y) in enumerate(epoch.batches((X, Y), 8)):
+        kill(index)
+        jitter = 0.1 * torch.randn(x.shape) + 0.1 * torch.rand((), generator=epoch.shared)
+        jitter = jitter + 0.1 * torch.rand(x.shape, generator=epoch.local)
+        learner.step(nn.functional.mse_loss(learner(x + jitter), y) * (1 + random.random() + np.random.rand()))  # noqa: NPY002
+
+
+def staged_recipe(run, kill=lambda batch: None):
+    """Two loops, the first left early, and stages with a loop and a new learner each between them."""
+    first = run.learner("first", make_net(), OptimConfig(lr=0.05))
+    history = run.state.setdefault("history", [])
+    for epoch in run.epochs("warm", 6):
+        fit(first, epoch, kill)
+        history.append(epoch.index)
+        if epoch.index == 2:
+            epoch.end_loop()
+        epoch.report(error=float(first.module[0].weight.detach().sum()))
+    run.state["between"] = random.random()
+    for stage in run.stages("grow", 2):
+        grown = run.learner(f"grown{stage}", make_net(), OptimConfig("sgd", lr=0.05))
+        for epoch in run.epochs("inner", 2):
+            fit(grown, epoch, kill)
+            history.append((stage, epoch.index))
+            epoch.report(error=float(grown.module[0].weight.detach().sum()))
+        run.state[f"drawn{stage}"] = torch.rand(2)
+    for epoch in run.epochs("last", 2):
+        fit(first, epoch, kill)
+        history.append(("last", epoch.index))
+        epoch.report(error=float(first.module[0].weight.detach().sum()))
+
+
+EPOCHS = 3 + 2 * 2 + 2
+
+
+def make_run(folder=None, recorder=None, **settings):
+    values: dict[str, Any] = {"seed": 3, "device": CPU, "objective": "error", "checkpoint_seconds": 0.0, **settings}
+    if folder is not None:
+        values["checkpoints"] = Checkpoints(Storage(str(folder)))
+    return Run(on_report=recorder.hear if recorder else lambda report: None, **values)
+
+
+def finish(run, recorder, recipe=staged_recipe):
+    recipe(run)
+    run.check_loops()
+    run.save()
+    recorder.final = (
+        run._unclaimed | {name: learner.state_dict() for name, learner in run._learners.items()},
+        run.state,
+        run.metrics,
+        run.fidelity,
+    )
+
+
+def identical(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(identical, a, b))
+    return a == b
+
+
+def assert_same_trial(recorder, expected):
+    assert recorder.reports == expected.reports
+    weights, state, metrics, fidelity = recorder.final
+    assert identical(weights, expected.final[0])
+    assert identical(state, expected.final[1])
+    assert (metrics, fidelity) == expected.final[2:]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    recorder = Recorder()
+    finish(make_run(recorder=recorder), recorder)
+    return recorder
+
+
+def test_the_recipe_runs_as_it_is_written(uninterrupted):
+    assert sorted(uninterrupted.reports) == list(range(1, EPOCHS + 1))
+    weights, state, metrics, fidelity = uninterrupted.final
+    assert state["history"] == [0, 1, 2, (0, 0), (0, 1), (1, 0), (1, 1), ("last", 0), ("last", 1)]
+    assert sorted(weights) == ["first", "grown0", "grown1"]
+    assert set(metrics) == {"error", "loss/first"}
+    assert fidelity == EPOCHS
+
+
+def test_another_seed_gives_other_numbers(uninterrupted):
+    recorder = Recorder()
+    finish(make_run(seed=4, recorder=recorder), recorder)
+    assert recorder.reports[1] != uninterrupted.reports[1]
+
+
+@pytest.mark.parametrize("after", range(1, EPOCHS + 1))
+def test_an_interruption_after_any_epoch_loses_nothing(tmp_path, uninterrupted, after):
+    recorder = Recorder()
+    run = make_run(tmp_path, recorder, checkpoint_seconds=1e9)
+
+    def stop_at(batch):
+        if run.fidelity == after - 1:
+            run.interrupt()
+
+    with pytest.raises(TrialStopped) as stopped:
+        staged_recipe(run, stop_at)
+    assert stopped.value.outcome == Outcome.INTERRUPTED
+    resumed = make_run(tmp_path, recorder)
+    assert resumed.fidelity == after
+    finish(resumed, recorder)
+    assert_same_trial(recorder, uninterrupted)
+
+
+@settings(max_examples=25)
+@given(
+    kills=st.lists(st.tuples(st.integers(0, EPOCHS - 1), st.integers(0, 2)), min_size=1, max_size=4),
+    every=st.integers(1, 4),
+)
+def test_kills_in_any_batch_lose_no_number(tmp_path_factory, uninterrupted, kills, every):
+    """With a checkpoint after each `every`-th epoch only, so that kills lose epochs."""
+    folder, recorder = tmp_path_factory.mktemp("killed"), Recorder()
+
+    class Sparse(Checkpoints):
+        def save(self, step, state):
+            return super().save(step, state) if step % every == 0 or step == EPOCHS else ""
+
+    def fresh():
+        return make_run(checkpoints=Sparse(Storage(str(folder))), recorder=recorder)
+
+    for fidelity, batch in kills:
+        run = fresh()
+        if fidelity < run.fidelity:
+            continue
+
+        def die(index, run=run, at=fidelity, batch=batch):
+            if run.fidelity == at and index == batch:
+                raise Killed
+
+        with pytest.raises(Killed):
+            staged_recipe(run, die)
+    finish(fresh(), recorder)
+    assert_same_trial(recorder, uninterrupted)
+
+
+def test_a_finished_trial_that_is_resumed_trains_nothing_and_keeps_its_result(tmp_path, uninterrupted):
+    recorder = Recorder()
+    finish(make_run(tmp_path), recorder)
+    again = Recorder()
+    finish(make_run(tmp_path), again, lambda run: staged_recipe(run, lambda batch: pytest.fail("trained")))
+    assert again.reports == {}
+    assert again.final[2:] == uninterrupted.final[2:]
+    assert identical(again.final[0], uninterrupted.final[0])
+
+
+def test_the_loss_of_epochs_without_a_report_survives_a_resume(tmp_path):
+    def recipe(run, kill=lambda batch: None):
+        net = run.learner("net", make_net(), OptimConfig())
+        for epoch in run.epochs("fit", 4):
+            fit(net, epoch, kill)
+            if epoch.index % 2:
+                epoch.report(error=0.0)
+
+    whole, resumed = Recorder(), Recorder()
+    finish(make_run(recorder=whole), whole, recipe)
+    run = make_run(tmp_path, resumed)
+
+    def die(index):
+        if run.fidelity == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        recipe(run, die)
+    finish(make_run(tmp_path, resumed), resumed, recipe)
+    assert resumed.reports == whole.reports
+
+
+def test_a_loop_left_by_end_loop_stays_left_when_it_was_the_last_thing_saved(tmp_path):
+    def recipe(run, end_at):
+        seen = []
+        for epoch in run.epochs("a", 10):
+            seen.append(epoch.index)
+            if epoch.index == end_at:
+                epoch.end_loop()
+        return seen
+
+    first = make_run(tmp_path)
+    assert recipe(first, 1) == [0, 1]
+    first.save()
+    second = make_run(tmp_path)
+    assert recipe(second, 99) == []
+    assert second.fidelity == 2
+
+
+def leave_by_break(run):
+    for _ in run.epochs("a", 3):
+        break
+
+
+def leave_by_return(run):
+    for epoch in run.epochs("a", 3):
+        return epoch
+
+
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_return])
+def test_leaving_a_loop_by_hand_is_an_error_that_names_it(leave):
+    run = make_run()
+    leave(run)
+    with pytest.raises(RuntimeError, match=r"the loop 'a' was left by break; call epoch.end_loop\(\) instead"):
+        next(run.epochs("b", 1))
+    with pytest.raises(RuntimeError, match="'a' was left by break"):
+        run.check_loops()
+
+
+def test_leaving_an_inner_loop_by_break_is_noticed_too():
+    run = make_run()
+    with pytest.raises(RuntimeError, match="inner"):
+        for _ in run.stages("outer", 2):
+            for _ in run.epochs("inner", 2):
+                break
+
+
+def test_a_whole_loop_is_no_broken_one():
+    run = make_run()
+    assert [epoch.index for epoch in run.epochs("a", 3)] == [0, 1, 2]
+    assert list(run.stages("s", 2)) == [0, 1]
+    assert list(run.epochs("none", 0)) == []
+    run.check_loops()
+    assert run.fidelity == 3
+
+
+def draws(epoch):
+    generators = (epoch.shared, epoch.local)
+    seen = [float(torch.rand((), generator=generator)) for generator in generators]
+    return [*seen, float(torch.rand(())), random.random(), float(np.random.rand())]  # noqa: NPY002
+
+
+def test_every_epoch_of_every_loop_has_random_streams_of_its_own():
+    run = make_run()
+    seen = [draws(epoch) for loop in ("a", "b") for epoch in run.epochs(loop, 3)]
+    for stream in zip(*seen, strict=True):
+        assert len(set(stream)) == 6
+    assert len({value for row in seen for value in row[:3]}) == 18
+    assert seen == [draws(epoch) for run in [make_run()] for loop in ("a", "b") for epoch in run.epochs(loop, 3)]
+
+
+def test_ranks_share_one_stream_and_differ_in_the_other():
+    def of_rank(rank):
+        run = make_run()
+        run.rank, run.world_size = rank, 2
+        return draws(next(run.epochs("a", 1)))
+
+    (shared0, local0, global0, *_), (shared1, local1, global1, *_) = of_rank(0), of_rank(1)
+    assert shared0 == shared1
+    assert local0 != local1
+    assert global0 != global1
+
+
+def first_epoch(run, index=0):
+    return next(epoch for epoch in run.epochs("a", 9) if epoch.index == index)
+
+
+def test_batches_are_shuffled_whole_and_the_same_for_a_seed():
+    data = torch.arange(10)
+    batches = list(first_epoch(make_run()).batches(data, 4))
+    assert [len(batch) for batch in batches] == [4, 4]
+    seen = torch.cat(batches)
+    assert len(set(seen.tolist())) == 8
+    assert seen.tolist() != sorted(seen.tolist())
+    assert torch.equal(seen, torch.cat(list(first_epoch(make_run()).batches(data, 4))))
+    assert not torch.equal(seen, torch.cat(list(first_epoch(make_run(seed=9)).batches(data, 4))))
+    assert not torch.equal(seen, torch.cat(list(first_epoch(make_run(), 1).batches(data, 4))))
+
+
+def test_batches_of_several_tensors_keep_their_rows_together():
+    left, right = torch.arange(12).view(6, 2), torch.arange(6) * 2
+    batches = list(first_epoch(make_run()).batches((left, right), 3))
+    assert [(tuple(a.shape), tuple(b.shape)) for a, b in batches] == [((3, 2), (3,))] * 2
+    assert all(torch.equal(a[:, 0], b) for a, b in batches)
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it_once():
+    batches = list(first_epoch(make_run()).batches(torch.arange(5), 64))
+    assert [sorted(batch.tolist()) for batch in batches] == [[0, 1, 2, 3, 4]]
+
+
+@settings(max_examples=30)
+@given(n=st.integers(1, 30), size=st.integers(1, 12), world=st.integers(1, 4))
+def test_ranks_divide_every_batch_among_them(n, size, world):
+    def of_rank(rank):
+        run = make_run()
+        run.rank, run.world_size = rank, world
+        return [batch.tolist() for batch in first_epoch(run).batches(torch.arange(n), size)]
+
+    whole = [batch.tolist() for batch in first_epoch(make_run()).batches(torch.arange(n), size)]
+    shares = [of_rank(rank) for rank in range(world)]
+    for index, batch in enumerate(whole):
+        parts = [share[index] for share in shares]
+        assert sorted(sum(parts, [])) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def one_epoch(run, **metrics):
+    net = run.learner("net", make_net(), OptimConfig())
+    for epoch in run.epochs("a", 1):
+        net.step(net(X).square().mean() * metrics.pop("factor", 1.0))
+        epoch.report(metrics)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "name"),
+    [({"error": math.nan}, "error"), ({"error": -math.inf}, "error"), ({"error": 0.0, "factor": math.nan}, "loss/net")],
+)
+def test_a_loss_or_objective_that_is_not_finite_is_a_divergence_and_is_not_reported(metrics, name):
+    recorder = Recorder()
+    with pytest.raises(TrialStopped) as stopped:
+        one_epoch(make_run(recorder=recorder), **metrics)
+    assert stopped.value.outcome == Outcome.DIVERGED
+    assert stopped.value.reason.startswith(f"{name} became ")
+    assert stopped.value.reason.endswith("in epoch 1")
+    assert recorder.reports == {}
+
+
+def test_other_metrics_may_be_nan():
+    run = make_run()
+    one_epoch(run, error=0.5, extra=math.nan)
+    assert run.metrics["error"] == 0.5
+    assert math.isnan(run.metrics["extra"])
+
+
+def test_a_report_has_the_mean_loss_and_the_number_of_the_epoch():
+    reports = []
+    run = Run(seed=1, device=CPU, objective="error", on_report=reports.append)
+    net = run.learner("net", make_net(), OptimConfig("sgd", lr=0.0))
+    for epoch in run.epochs("a", 2):
+        for factor in (1.0, 3.0):
+            net.step(net(X).sum() * 0 + factor)
+        epoch.report({"error": 1}, more=2)
+    assert [(report.fidelity, report.metrics) for report in reports] == [
+        (fidelity, {"error": 1.0, "more": 2.0, "loss/net": 2.0}) for fidelity in (1, 2)
+    ]
+
+
+def test_stop_ends_the_trial_at_its_next_batch():
+    run = make_run()
+    batches = []
+    with pytest.raises(TrialStopped) as stopped:
+        for epoch in run.epochs("a", 3):
+            for batch in epoch.batches(X, 8):
+                batches.append(batch)
+                if len(batches) == 2:
+                    run.stop(Outcome.PRUNED, "enough")
+    assert (stopped.value.outcome, stopped.value.reason) == (Outcome.PRUNED, "enough")
+    assert len(batches) == 2
+
+
+def test_stop_from_within_a_report_ends_the_trial_right_there():
+    run = Run(seed=1, device=CPU, on_report=lambda report: run.stop(Outcome.PRUNED))
+    with pytest.raises(TrialStopped):
+        for epoch in run.epochs("a", 3):
+            epoch.report(error=1.0)
+            pytest.fail("went on")
+    assert run.fidelity == 0
+
+
+def test_no_exception_handler_of_a_recipe_swallows_a_stop():
+    assert not issubclass(TrialStopped, Exception)
+
+
+def test_a_stop_without_an_interruption_saves_nothing_new(tmp_path):
+    run = make_run(tmp_path, checkpoint_seconds=1e9)
+    with pytest.raises(TrialStopped):
+        for epoch in run.epochs("a", 3):
+            if epoch.index == 1:
+                run.stop(Outcome.PRUNED)
+            epoch.report(error=1.0)
+    assert Checkpoints(Storage(str(tmp_path))).newest() is None
+
+
+def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step))
+    run = make_run(tmp_path, checkpoint_seconds=10.0)
+    for _ in run.epochs("a", 9):
+        now[0] += 4.0
+    run.save()
+    assert saved == [3, 6, 9]  # at 12, 24 and 36 seconds; the last call had nothing new to save
+
+
+def test_seconds_of_earlier_attempts_count_up_to_their_checkpoint(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    run = make_run(tmp_path)
+    for _ in run.epochs("a", 1):
+        now[0] += 5.0
+    now[0] += 70.0  # lost
+    resumed = make_run(tmp_path)
+    now[0] += 2.0
+    assert resumed.seconds == 7.0
+
+
+def test_two_learners_of_one_name_are_refused():
+    run = make_run()
+    run.learner("net", make_net(), OptimConfig())
+    with pytest.raises(ValueError, match="already has a learner 'net'"):
+        run.learner("net", make_net(), OptimConfig())
+
+
+def test_learners_that_are_not_asked_for_yet_stay_in_the_checkpoint(tmp_path):
+    first = make_run(tmp_path)
+    weights = first.learner("late", make_net(), OptimConfig()).state_dict()["module"]
+    for _ in first.epochs("a", 1):
+        pass
+    second = make_run(tmp_path)
+    for _ in second.epochs("a", 2):
+        pass  # saved again without asking for it
+    third = make_run(tmp_path)
+    assert identical(third.learner("late", make_net(), OptimConfig()).state_dict()["module"], weights)
+
+
+def test_a_picture_goes_where_the_run_is_tracked():
+    shown = []
+    run = Run(seed=1, device=CPU, on_image=lambda *image: shown.append(image))
+    image = torch.zeros(3, 2, 2)
+    run.log_image("sample", image)
+    assert shown == [(0, "sample", image)]
+
+
+def test_the_cache_shares_between_runs_and_forgets_what_was_not_used_longest(monkeypatch):
+    monkeypatch.setattr(run_module, "_cache", OrderedDict())
+    built = []
+
+    def get(key):
+        return make_run().cached(key, lambda: built.append(key) or [key])
+
+    assert get("a") is get("a")
+    get("b")
+    get("a")
+    get("c")  # the third: b goes, a was used later
+    get("a")
+    assert built == ["a", "b", "c"]
+    get("b")
+    assert built == ["a", "b", "c", "b"]
+
+
+def test_what_fails_to_build_is_not_cached(monkeypatch):
+    monkeypatch.setattr(run_module, "_cache", OrderedDict())
+    with pytest.raises(KeyError):
+        make_run().cached("a", dict().popitem)
+    assert make_run().cached("a", lambda: 5) == 5

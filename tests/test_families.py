@@ -1,0 +1,181 @@
+"""The contract that every family keeps; it finds the families by itself, so that a new one is tested unasked."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pharos.checkpoint import Checkpoints
+from pharos.config import Plan, flatten, make_plan
+from pharos.execute import execute
+from pharos.families import ROOT, families, load_recipe
+from pharos.recipe import build_config
+from pharos.run import Run
+from pharos.storage import Storage
+from pharos.trial import Outcome, Report, TrialSpec
+
+FILES = ("__init__.py", "recipe.py", "model.py", "data.py", "README.md")
+
+pytestmark = pytest.mark.parametrize("family", families())
+
+
+@pytest.fixture
+def plan(family: str) -> Plan:
+    return make_plan(family, ["scale=tiny", "tracking=none"])
+
+
+def spec_of(plan: Plan, folder: Path, config: dict[str, Any] | None = None) -> TrialSpec:
+    config = config or plan.trial_config({})
+    return TrialSpec(
+        sweep="contract",
+        number=0,
+        family=plan.settings.family,
+        params={},
+        config=config,
+        seed=3,
+        folder=str(folder),
+        max_fidelity=plan.recipe.fidelity(build_config(plan.recipe.Config, config)),
+        objective=plan.settings.objective.metric,
+        checkpoint_seconds=0.0,
+        precision="fp32",
+        threads=1,
+    )
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_every_family_has_the_same_files(family: str) -> None:
+    missing = [name for name in FILES if not (ROOT / "trainables" / family / name).is_file()]
+    assert not missing
+
+
+def test_every_setting_is_documented_where_it_is_defined(family: str) -> None:
+    config = load_recipe(family).Config
+    body = ast.parse(inspect.getsource(config)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for field, after in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign):
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            assert documented, f"{ast.unparse(field.target)} has no docstring"
+
+
+def test_it_has_the_three_scales_and_the_paper_s_is_its_defaults(family: str) -> None:
+    scales = load_recipe(family).scales
+    assert {"small", "paper", "tiny"} <= set(scales)
+    assert not scales["paper"]
+
+
+@pytest.mark.parametrize("scale", ["small", "paper", "tiny"])
+def test_the_first_trial_is_the_recipe_s_own_values(family: str, scale: str) -> None:
+    plan = make_plan(family, [f"scale={scale}", "tracking=none"])
+    own = plan.defaults
+    assert plan.first_trials[0] == {name: own[name] for name in plan.first_trials[0]}
+    assert plan.recipe.fidelity(plan.build_config()) >= 1
+
+
+def test_the_paper_scale_searches_around_the_paper_s_values(family: str) -> None:
+    plan = make_plan(family, ["scale=paper", "tracking=none"])
+    assert plan.config == flatten_to_nested(dataclasses.asdict(load_recipe(family).Config()))
+
+
+def flatten_to_nested(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config))
+
+
+def test_a_specification_crosses_a_process_border_as_plain_data(plan: Plan, tmp_path: Path) -> None:
+    spec = spec_of(plan, tmp_path)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert json.loads(json.dumps(dataclasses.asdict(spec))) == dataclasses.asdict(spec)
+
+
+def test_a_tiny_trial_completes_and_reports_its_objective_up_to_its_whole_fidelity(plan: Plan, tmp_path: Path) -> None:
+    reports: list[Report] = []
+    spec = spec_of(plan, tmp_path)
+    ending = execute(spec, reports.append)
+    assert ending.outcome == Outcome.COMPLETE, ending.reason
+    assert reports[-1].fidelity == spec.max_fidelity == ending.fidelity
+    assert all(math.isfinite(report.metrics[spec.objective]) for report in reports)
+    assert [row["fidelity"] for row in curve(tmp_path)] == sorted({report.fidelity for report in reports})
+
+
+def test_every_parameter_is_trained(plan: Plan, tmp_path: Path) -> None:
+    execute(spec_of(plan, tmp_path), lambda report: None)
+    newest = Checkpoints(Storage(str(tmp_path / "checkpoints"))).newest()
+    assert newest is not None
+    for name, learner in newest[1]["learners"].items():
+        moments = learner["optimizer"]["state"]
+        assert moments, f"{name} was never stepped"
+        for index, state in moments.items():
+            assert state["exp_avg"].abs().sum() > 0, f"parameter {index} of {name} never had a gradient"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 5])
+def test_a_trial_that_lost_its_process_gives_the_numbers_it_would_have_given(
+    plan: Plan, tmp_path: Path, stop_after: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    execute(spec_of(plan, whole), lambda report: None)
+
+    seen: list[Report] = []
+
+    class Killed(BaseException):
+        """Not an Exception, so that nothing of the trial is recorded, as after a kill."""
+
+    def die(report: Report) -> None:
+        seen.append(report)
+        if len(seen) == stop_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(spec_of(plan, broken), die)
+    ending = execute(spec_of(plan, broken), seen.append)
+
+    assert ending.outcome == Outcome.COMPLETE
+    assert curve(broken) == curve(whole)
+    ours, theirs = (Checkpoints(Storage(str(f / "checkpoints"))).newest() for f in (broken, whole))
+    assert ours is not None
+    assert theirs is not None
+    for name, learner in theirs[1]["learners"].items():
+        for key, value in learner["module"].items():
+            assert torch.equal(ours[1]["learners"][name]["module"][key], value), f"{name}.{key}"
+
+
+def test_an_interruption_saves_and_the_trial_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    execute(spec_of(plan, whole), lambda report: None)
+    runs: list[Run] = []
+    first = execute(spec_of(plan, stopped), lambda report: runs[0].interrupt(), runs.append)
+    assert first.outcome == Outcome.INTERRUPTED
+    second = execute(spec_of(plan, stopped), lambda report: None)
+    assert second.outcome == Outcome.COMPLETE
+    assert second.lost_seconds == 0
+    assert curve(stopped) == curve(whole)
+
+
+def test_absurd_learning_rates_end_as_diverged_and_not_as_a_crash(plan: Plan, tmp_path: Path) -> None:
+    config = plan.trial_config({name: 1e30 for name in plan.defaults if name.endswith(".lr")})
+    ending = execute(spec_of(plan, tmp_path, config), lambda report: None)
+    assert ending.outcome == Outcome.DIVERGED
+    assert "became" in ending.reason
+
+
+def test_it_trains_in_bf16(plan: Plan, tmp_path: Path) -> None:
+    ending = execute(dataclasses.replace(spec_of(plan, tmp_path), precision="bf16"), lambda report: None)
+    assert ending.outcome == Outcome.COMPLETE, ending.reason
+
+
+def test_settings_that_are_flat_names_exist(plan: Plan) -> None:
+    names = flatten(plan.config, "recipe.")
+    assert set(plan.space.names) <= set(names)
