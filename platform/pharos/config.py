@@ -6,6 +6,7 @@ Hydra composes and does nothing else. Nothing of it crosses a process border.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ SWEEP_OVERRIDES = ("trials", "backend", "retries", "checkpoint_seconds", "resour
 RUN_OVERRIDES = ("seed", "checkpoint_seconds", "resources.", "tracking.", "engine.precision")
 """What may change when a sweep's trial is trained again, or a run goes on."""
 
-_SPACE_KEYS = {"objective", "space", "first_trials"}
+_SPACE_KEYS = {"objective": dict, "space": dict, "first_trials": list}
 
 
 @dataclass
@@ -247,6 +248,8 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     config = container.pop("recipe")
     settings = _in_one_line(lambda: build_config(Settings, {str(key): value for key, value in container.items()}))
 
+    if settings.tracking.name == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise InputError("tracking=wandb needs wandb: pip install -c constraints.txt wandb, or use tracking=none")
     names = flatten(config, "recipe.")
     pinned = [text.split("=")[0].lstrip("+~") for text in plain]
     space = parse_space(document["space"], path.name).with_overrides(swept, pinned)
@@ -285,7 +288,6 @@ def reopen_plan(
     Raises:
         InputError: An override would change what is searched, or is malformed.
     """
-    settings = OmegaConf.merge(OmegaConf.structured(Settings), document["settings"])
     for text in overrides:
         name = text.split("=")[0]
         if not any(name == a or (a.endswith(".") and name.startswith(a)) for a in allowed) or "=" not in text:
@@ -297,6 +299,7 @@ def reopen_plan(
     changes = [re.sub(r"^trials=\+(\d+)$", lambda m: f"trials={total + int(m[1])}", text) for text in overrides]
 
     def merge() -> Settings:
+        settings = OmegaConf.merge(OmegaConf.structured(Settings), document["settings"])
         merged: Settings = OmegaConf.to_object(OmegaConf.merge(settings, OmegaConf.from_dotlist(changes)))  # type: ignore[assignment]
         return merged
 
@@ -359,9 +362,14 @@ def _read_space_file(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise InputError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict) or not {"objective", "space"} <= set(document) <= _SPACE_KEYS:
+    if not isinstance(document, dict) or not {"objective", "space"} <= set(document) <= set(_SPACE_KEYS):
         raise InputError(f"{path.name}: needs objective: and space:, and may have first_trials:")
-    return {"first_trials": [], **document}
+    document = {"first_trials": [], **document}
+    if not all(isinstance(document[key], kind) for key, kind in _SPACE_KEYS.items()) or not all(
+        isinstance(values, dict) for values in document["first_trials"]
+    ):
+        raise InputError(f"{path.name}: objective: and space: are mappings, first_trials: is a list of mappings")
+    return document
 
 
 def _compose(family: str, recipe: Recipe, overrides: list[str]) -> DictConfig:

@@ -116,18 +116,19 @@ class LiveConsole(Console):
         shown = sorted(ended[-room:] + running[:_ROWS], key=lambda r: r.number)
         best = best_record(sweep.study.records, sweep.settings.objective.mode)
         table = Table(box=None, pad_edge=False, expand=False)
-        for title, justify in (("trial", "left"), ("state", "left"), ("fidelity", "left"), (sweep.objective, "right")):
-            table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        table.add_column("values", no_wrap=True, overflow="ellipsis")
+        for title in ("trial", "state", "", "epoch", sweep.objective):
+            table.add_column(title, justify="left" if title in ("trial", "state") else "right", no_wrap=True)
+        # The one column that gives way in a narrow terminal; its text is cut, not wrapped.
+        table.add_column("values")
         for record in shown:
             mark = "*" if best is not None and record.number == best.number else " "
-            done = Group(ProgressBar(total=sweep.max_fidelity, completed=record.fidelity, width=10))
             table.add_row(
                 trial_id(record.number) + mark,
                 Text(str(record.outcome), style=_STYLES.get(record.outcome, "red")),
-                done,
+                ProgressBar(total=sweep.max_fidelity, completed=record.fidelity, width=8),
+                f"{record.fidelity}/{sweep.max_fidelity}",
                 _number(record.last_value),
-                Text(_short(record.params), style="dim"),
+                Text(_short(record.params), style="dim", no_wrap=True, overflow="ellipsis"),
             )
         counts = ", ".join(
             f"{count} {outcome}" for outcome, count in count_outcomes(dict(sweep.study.records)).items() if count

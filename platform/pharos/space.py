@@ -138,6 +138,8 @@ def parse_space(entries: Mapping[str, Any], where: str) -> Space:
             if not {"sweep"} <= set(entry) <= {"sweep", "when"}:
                 raise InputError(f"{where}: {name} needs `sweep:` and may have `when:`, not {', '.join(entry)}")
             expression, when = entry["sweep"], entry.get("when", {})
+            if not isinstance(when, Mapping):
+                raise InputError(f"{where}: {name}: `when:` is like {{recipe.other: value}}, not {when}")
         dimension = parse_dimension(f"{name}={expression}", where)
         if dimension is None:
             raise InputError(

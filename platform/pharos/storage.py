@@ -7,7 +7,6 @@ this module alone.
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import fcntl
 import json
 import os
@@ -131,12 +130,15 @@ class Storage:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
+                    holder = os.read(descriptor, 20).decode() or "unknown"
                     os.close(descriptor)
                     raise InputError(
-                        f"{self.root}: another process is working on it; wait for it or stop it first"
+                        f"{self.root}: another process ({holder}) is working on it; wait for it or stop it first"
                     ) from None
                 time.sleep(0.05)
             else:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
 
     def unlock(self, lock: int) -> None:

@@ -1,6 +1,11 @@
 """Ways to run a sweep's trials: `local`, in this process, and `tune`, on Ray."""
 
-from pharos.sweep import Sweep
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pharos.sweep import Sweep
 
 
 def run_sweep(sweep: Sweep) -> None:

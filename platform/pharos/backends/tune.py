@@ -6,13 +6,10 @@ searcher and scheduler are adapters of it, its checkpoints and its own state fil
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import queue
 import tempfile
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from typing import Any
 from pharos.errors import InputError
 from pharos.families import ROOT
 from pharos.sweep import Sweep
-from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
+from pharos.trial import Ending, Outcome, Report, trial_id
 
 # Read by Ray when it is imported.
 for _name, _value in {
@@ -42,89 +39,12 @@ try:
     from ray.tune import Callback
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
+
+    from pharos.backends.actor import TrialActor
 except ImportError as _error:
     raise InputError(
         f"backend=tune needs Ray ({_error}): pip install -c constraints.txt 'pharos-sweeps[tune]', or use backend=local"
     ) from None
-
-_STOP_SECONDS = 60.0
-
-
-class TrialActor(tune.Trainable):
-    """One process that trains one trial after the other.
-
-    A trial trains in a thread of its own and goes on while the driver makes up its mind about its last report, one
-    report ahead at most.
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        self._start(TrialSpec(**config["spec"]))
-
-    def step(self) -> dict[str, Any]:
-        message = self._messages.get()
-        if isinstance(message, Report):
-            return {"report": dataclasses.asdict(message)}
-        return {"ending": dataclasses.asdict(message), "done": True}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._stop()
-        self._start(TrialSpec(**new_config["spec"]))
-        return True
-
-    def cleanup(self) -> None:
-        from pharos.tracking import wait_for_trackers
-
-        self._stop()
-        wait_for_trackers(3)
-
-    def interrupt(self) -> None:
-        """Lets the trial save at the end of its epoch and stop."""
-        self._interrupted = True
-        if self._run is not None:
-            self._run.interrupt()
-
-    def _start(self, spec: TrialSpec) -> None:
-        self._messages: queue.Queue[Report | Ending] = queue.Queue(maxsize=1)
-        self._run: Any = None
-        self._stopped = self._interrupted = False
-        self._thread = threading.Thread(target=self._train, args=(spec, self._messages), daemon=True)
-        self._thread.start()
-
-    def _train(self, spec: TrialSpec, messages: queue.Queue[Report | Ending]) -> None:
-        from pharos.execute import execute
-
-        log = Path(spec.folder) / "log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            handler = logging.StreamHandler(file)
-            logging.getLogger("pharos").addHandler(handler)
-            try:
-                messages.put(execute(spec, messages.put, self._take_run))
-            finally:
-                logging.getLogger("pharos").removeHandler(handler)
-
-    def _take_run(self, run: Any) -> None:
-        # Kept for `interrupt` and `_stop`, which may have been called before there was a run.
-        self._run = run
-        if self._interrupted:
-            run.interrupt()
-        if self._stopped:
-            run.stop(Outcome.PRUNED)
-
-    def _stop(self) -> None:
-        """Ends the trial's thread, so that nothing of it runs beside the next trial."""
-        self._stopped = True
-        if self._run is not None:
-            self._run.stop(Outcome.PRUNED, "stopped early")
-        for _ in range(int(_STOP_SECONDS * 20)):
-            with contextlib.suppress(queue.Empty):
-                self._messages.get_nowait()
-            self._thread.join(0.05)
-            if not self._thread.is_alive():
-                return
-        # It hangs in a batch. Python cannot end a thread; the driver starts a new process in this one's place.
-        os._exit(1)
 
 
 class _StudySearcher(Searcher):
@@ -203,7 +123,7 @@ def run_sweep(sweep: Sweep) -> None:
         InputError: No trial fits the cluster.
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost process is said by the console, in one line
     started = _connect(sweep.settings.resources.cluster_cpus)
     try:
         bundle, slots = _fit(sweep)
@@ -239,7 +159,8 @@ def _connect(cpus: int | None) -> bool:
         try:
             # The working folder of a submitted job is on a worker's path; its platform/ is not.
             modules = [str(Path(__file__).resolve().parents[1]), str(ROOT / "trainables")]
-            ray.init(address, runtime_env={"py_modules": modules}, **common)
+            variables = {"RAY_CHDIR_TO_TRIAL_DIR": os.environ["RAY_CHDIR_TO_TRIAL_DIR"]}
+            ray.init(address, runtime_env={"py_modules": modules, "env_vars": variables}, **common)
             return True
         except ConnectionError as error:
             if "RAY_ADDRESS" in os.environ:

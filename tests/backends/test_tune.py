@@ -1,0 +1,171 @@
+"""The Ray Tune backend on a real, small Ray: one for the whole run of the tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pharos.console import Console
+from pharos.errors import InputError
+from pharos.study import TrialRecord
+from pharos.sweep import Sweep, reopen, start
+from pharos.trial import Outcome, Report
+
+TINY = ["scale=tiny", "recipe.epochs=12", "recipe.student_epochs=3", "scheduler.grace=0.4"]
+
+
+@pytest.fixture(scope="session")
+def run_sweep() -> Iterator[Callable[[Sweep], None]]:
+    from pharos.backends import tune  # sets what Ray reads at its import
+
+    tune.ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level=logging.ERROR
+    )
+    yield tune.run_sweep
+    tune.ray.shutdown()
+
+
+class Listener(Console):
+    """Remembers what a sweep says; may act on a report."""
+
+    def __init__(self, on_report: Callable[[TrialRecord, Report], None] = lambda record, report: None) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.reported = on_report  # type: ignore[method-assign]
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def rows(sweep: Sweep, number: int) -> list[dict[str, Any]]:
+    text = Path(sweep.storage.path("trials", f"{number:05d}", "metrics.jsonl")).read_text()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+
+def outcomes(sweep: Sweep) -> list[Outcome]:
+    return [record.outcome for record in sweep.study.records.values()]
+
+
+def test_a_sweep_runs_its_trials_on_warm_processes_and_tracks_each(
+    run_sweep: Callable[[Sweep], None], tmp_path: Path
+) -> None:
+    sweep = start("tipsy", [*TINY, f"storage.url={tmp_path}", "trials=6", "tracking.mode=offline"], Listener())
+    run_sweep(sweep)
+    processes = {trial.user_attrs["process"] for trial in sweep.study._study.trials if trial.user_attrs.get("process")}
+    found = outcomes(sweep)
+    summary = sweep.close()
+
+    assert len(found) == 6
+    assert set(found) == {Outcome.COMPLETE, Outcome.PRUNED}
+    assert len(processes) <= 2
+    assert summary["trials"] == {str(o): found.count(o) for o in set(found)}
+    assert summary["best"]["values"]["val/pa_mpjpe"] <= summary["paper_values"]["values"]["val/pa_mpjpe"]
+    assert Path(summary["best"]["checkpoint"], "manifest.json").is_file()
+    spools = [path.name for path in Path(sweep.storage.path("wandb")).glob("offline-run-*")]
+    for number in range(6):
+        assert sum(name.endswith(f"{sweep.name}-{number:05d}") for name in spools) == 1
+
+
+def test_a_killed_trial_goes_on_elsewhere_and_gives_the_numbers_it_would_have_given(
+    run_sweep: Callable[[Sweep], None], tmp_path: Path
+) -> None:
+    settings = [*TINY, "trials=1", "tracking=none", "checkpoint_seconds=0"]
+    whole = start("tipsy", [*settings, f"storage.url={tmp_path}"], Listener())
+    run_sweep(whole)
+
+    killed: list[int] = []
+
+    def kill(record: TrialRecord, report: Report) -> None:
+        if report.fidelity == 4 and not killed:
+            holder = int(Path(broken.storage.path("trials", "00000", ".lock")).read_text())
+            os.kill(holder, signal.SIGKILL)
+            killed.append(holder)
+
+    console = Listener(kill)
+    broken = start("tipsy", [*settings, f"storage.url={tmp_path}"], console)
+    run_sweep(broken)
+
+    assert killed
+    assert any("lost its process" in note for note in console.notes)
+    assert outcomes(broken) == [Outcome.COMPLETE]
+    assert broken.study.records[0].attempts == 1
+    assert rows(broken, 0) == rows(whole, 0)
+    assert broken.study.records[0].curve == whole.study.records[0].curve
+    whole.close()
+    broken.close()
+
+
+def test_an_interrupted_sweep_is_finished_later_and_then_extended(
+    run_sweep: Callable[[Sweep], None], tmp_path: Path
+) -> None:
+    first: list[Sweep] = []
+    console = Listener(lambda record, report: first[0].interrupt())
+    first.append(start("tipsy", [*TINY, f"storage.url={tmp_path}", "trials=3", "tracking=none"], console))
+    run_sweep(first[0])
+    assert set(outcomes(first[0])) == {Outcome.INTERRUPTED}
+    interrupted = len(outcomes(first[0]))
+    first[0].close()
+    name = first[0].name
+
+    resumed = reopen(name, [f"storage.url={tmp_path}"], Listener())
+    assert len(resumed.study.records) == interrupted
+    run_sweep(resumed)
+    assert len(resumed.study.records) == 3
+    assert all(outcome.is_final for outcome in outcomes(resumed))
+    before = {number: record.value for number, record in resumed.study.records.items()}
+    resumed.close()
+
+    extended = reopen(name, [f"storage.url={tmp_path}", "trials=+2"], Listener(), extend=True)
+    run_sweep(extended)
+    assert len(extended.study.records) == 5
+    assert {n: r.value for n, r in extended.study.records.items() if n < 3} == before
+    extended.close()
+
+
+def test_trials_that_diverge_do_not_end_the_sweep(run_sweep: Callable[[Sweep], None], tmp_path: Path) -> None:
+    settings = [*TINY, f"storage.url={tmp_path}", "trials=3", "tracking=none", "recipe.optim.lr=1e30"]
+    sweep = start("tipsy", settings, Listener())
+    run_sweep(sweep)
+    assert outcomes(sweep) == [Outcome.DIVERGED] * 3
+    assert sweep.close()["best"] is None
+
+
+def test_a_trial_that_never_fits_is_refused_at_once(run_sweep: Callable[[Sweep], None], tmp_path: Path) -> None:
+    sweep = start("tipsy", [*TINY, f"storage.url={tmp_path}", "resources.cpus=64"], Listener())
+    began = time.monotonic()
+    with pytest.raises(InputError, match="64 CPU, the cluster has 2 CPU"):
+        run_sweep(sweep)
+    assert time.monotonic() - began < 10
+    sweep.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_drivers_of_one_sweep_are_refused(run_sweep: Callable[[Sweep], None], tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second_driver(record: TrialRecord, report: Report) -> None:
+        def try_it() -> None:
+            try:
+                reopen(sweep.name, [f"storage.url={tmp_path}"], Listener())
+            except InputError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join()
+
+    settings = [*TINY, f"storage.url={tmp_path}", "trials=1", "tracking=none"]
+    sweep = start("tipsy", settings, Listener(second_driver))
+    run_sweep(sweep)
+    sweep.close()
+    assert refused
+    assert "another process" in refused[0]
