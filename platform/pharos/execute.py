@@ -138,7 +138,10 @@ def _take_up(storage: Storage) -> tuple[float, int]:
         return 0.0, 0
     kept = [line for line, row in zip(lines, rows, strict=True) if row["fidelity"] <= fidelity]
     storage.write_bytes("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
-    return max(0.0, rows[-1]["seconds"] - saved_seconds), rows[-1]["fidelity"]
+    last = rows[-1]
+    # What an orderly stop saved is not lost, though its row was rounded.
+    lost = max(0.0, last["seconds"] - saved_seconds) if last["fidelity"] > fidelity else 0.0
+    return lost, last["fidelity"]
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def same(a, b):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
         pairs = list(zip(a.items(), b.items(), strict=False))
-        return len(a) == len(b) and all(same(k, l) and same(v, w) for (k, v), (l, w) in pairs)
+        return len(a) == len(b) and all(same(x, y) and same(v, w) for (x, v), (y, w) in pairs)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
@@ -61,15 +61,13 @@ KEYS = st.sampled_from(["a", "b", "a/b", "/", "", "0", "$tensor", "$tuple", "$pa
 STATES = st.recursive(
     TENSORS | SCALARS,
     lambda inner: (
-        st.dictionaries(KEYS, inner, max_size=3)
-        | st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=2).map(tuple)
+        st.dictionaries(KEYS, inner, max_size=3) | st.lists(inner, max_size=3) | st.lists(inner, max_size=2).map(tuple)
     ),
     max_leaves=10,
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(state=STATES)
 def test_any_nested_state_comes_back_as_it_was(tmp_path_factory, state):
     checkpoints = Checkpoints(Storage(str(tmp_path_factory.mktemp("any"))))

@@ -62,6 +62,11 @@ def test_a_complete_trial_reports_each_epoch_and_leaves_its_rows_and_a_checkpoin
     assert set(newest_weights(tmp_path)) == {"0.weight", "0.bias", "3.weight", "3.bias"}
 
 
+def test_there_is_a_checkpoint_at_the_end_even_if_none_was_due(toy, tmp_path):
+    run_trial(toy, tmp_path, checkpoint_seconds=1e9)
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["00000004"]
+
+
 def test_the_configuration_is_the_trials_and_is_checked(toy, tmp_path):
     run_trial(toy, tmp_path / "a", config={"epochs": 2, "lr": 0.25})
     assert (toy.started[0].epochs, toy.started[0].lr, toy.started[0].dropout) == (2, 0.25, 0.1)
@@ -96,7 +101,7 @@ def test_a_loss_that_is_nan_is_diverged(toy, tmp_path):
     toy.nan_at(1)
     ending, reports = run_trial(toy, tmp_path)
     assert (ending.outcome, ending.fidelity) == (Outcome.DIVERGED, 1)
-    assert ending.reason == "loss/net became nan in epoch 2"
+    assert ending.reason == "error became nan in epoch 2"  # the objective, first of those that are NaN now
     assert [report.fidelity for report in reports] == [1]
     assert [row["fidelity"] for row in rows(tmp_path)] == [1]
     assert ending.metrics["loss/net"] is None  # as JSON has it
@@ -111,7 +116,9 @@ def test_other_metrics_that_are_nan_are_null_on_disk(toy, tmp_path):
     assert [row["extra"] for row in rows(tmp_path)] == [None] * 4
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), MemoryError("big")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), MemoryError("big")]
+)
 def test_out_of_memory_is_an_outcome_of_its_own(toy, tmp_path, error):
     toy.in_epoch = raise_at(1, error)
     ending, _ = run_trial(toy, tmp_path)

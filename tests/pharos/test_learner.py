@@ -114,9 +114,14 @@ def test_frozen_lets_gradients_through_but_none_in_and_restores_what_was_trainab
     learner = make_learner()
     learner.module[0].bias.requires_grad_(False)
     x = torch.randn(4, 3, requires_grad=True)
-    with pytest.raises(KeyError), learner.frozen() as net:
-        net(x).sum().backward()
-        raise KeyError
+
+    def fail_inside():
+        with learner.frozen() as net:
+            net(x).sum().backward()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
     assert all(p.grad is None for p in learner.module.parameters())
@@ -127,10 +132,15 @@ def test_frozen_lets_gradients_through_but_none_in_and_restores_what_was_trainab
 def test_evaluating_records_nothing_and_goes_back_to_the_mode_before(training):
     learner = make_learner()
     learner.module.train(training)
-    with pytest.raises(KeyError), learner.evaluating() as net:
-        assert not net.module.training
-        assert not net(torch.ones(1, 3)).requires_grad
-        raise KeyError
+
+    def fail_inside():
+        with learner.evaluating() as net:
+            assert not net.module.training
+            assert not net(torch.ones(1, 3)).requires_grad
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert learner.module.training is training
     assert learner(torch.ones(1, 3)).requires_grad
 

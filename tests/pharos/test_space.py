@@ -111,7 +111,7 @@ def test_what_is_malformed_is_one_line_that_names_it_and_shows_how_it_is_written
     ],
 )
 def test_an_entry_that_is_no_range_is_one_line_that_names_it(entry, words):
-    with pytest.raises(InputError, match="^default.yaml: ") as error:
+    with pytest.raises(InputError, match=r"^default\.yaml: ") as error:
         parse_space({"recipe.lr": entry}, "default.yaml")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -260,7 +260,9 @@ def test_a_first_trial_outside_the_space_is_one_line(values, defaults, words):
 
 
 def test_a_value_of_a_dimension_that_does_not_exist_may_lie_anywhere():
-    assert "recipe.smooth" not in conditional().first_trial({"recipe.loss": "lsgan"}, {**DEFAULTS, "recipe.smooth": 9.0})
+    assert "recipe.smooth" not in conditional().first_trial(
+        {"recipe.loss": "lsgan"}, {**DEFAULTS, "recipe.smooth": 9.0}
+    )
 
 
 def test_a_first_trial_is_asked_for_with_exactly_its_values():

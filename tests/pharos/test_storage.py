@@ -133,7 +133,7 @@ def test_a_folder_that_may_not_even_be_looked_into_is_refused_in_one_line(storag
 
 @pytest.mark.parametrize("url", ["s3://bucket/sweeps", "memory://sweeps", "nonsense://x", "http://host/sweeps"])
 def test_what_is_no_local_folder_is_refused_in_one_line(url):
-    with pytest.raises(InputError, match="storage.url=") as error:
+    with pytest.raises(InputError, match=r"storage\.url=") as error:
         Storage(url)
     assert one_line(error)
     assert url in str(error.value)

@@ -1,0 +1,393 @@
+"""A plan is what was typed, resolved; what was typed wrongly is one line that says what would be right."""
+
+import re
+
+import pytest
+import yaml
+
+from pharos.config import RUN_OVERRIDES, Settings, flatten, make_plan, reopen_plan
+from pharos.errors import InputError
+from pharos.families import families, load_recipe, space_file, suggest
+
+
+@pytest.fixture(autouse=True)
+def _toy(toy):
+    """Every test plans sweeps of the toy family."""
+
+
+def plan(*overrides):
+    return make_plan("toy", overrides)
+
+
+def reread(plan):
+    """As `sweep.yaml` gives it back."""
+    return yaml.safe_load(yaml.safe_dump({**plan.to_dict(), "versions": {"python": "3"}}, sort_keys=False))
+
+
+def parts(plan):
+    return (plan.settings, plan.config, plan.space.dimensions, plan.space_text, plan.first_trials)
+
+
+def refused(*overrides):
+    with pytest.raises(InputError) as error:
+        plan(*overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_nothing_typed_is_the_embedded_default():
+    made = plan()
+    assert made.settings.family == "toy"
+    assert (made.settings.trials, made.settings.seed, made.settings.backend) == (16, 0, "tune")
+    assert (made.settings.scheduler.name, made.settings.sampler.name) == ("asha", "tpe")
+    assert (made.settings.tracking.name, made.settings.storage.url) == ("wandb", "sweeps")
+    assert (made.settings.objective.metric, made.settings.objective.mode) == ("error", "min")
+    assert made.config == {
+        "lr": 0.1,
+        "kind": "plain",
+        "noise": 0.0,
+        "dropout": 0.1,
+        "width": 4,
+        "epochs": 4,
+        "batch_size": 16,
+    }
+    assert set(made.space.names) == {"recipe.lr", "recipe.kind", "recipe.noise"}
+
+
+def test_the_schema_and_the_files_agree_on_every_default():
+    composed = plan().settings
+    written = Settings(family="toy", objective=composed.objective)
+    written.tracking.name = composed.tracking.name  # the file that sweep.yaml chooses
+    assert composed == written
+
+
+def test_the_papers_values_come_first_then_the_files_first_trials():
+    assert plan().first_trials == [
+        {"recipe.lr": 0.1, "recipe.kind": "plain"},
+        {"recipe.lr": 0.1, "recipe.kind": "noisy", "recipe.noise": 0.25},
+    ]
+    assert plan("first_trials=[]").first_trials == []
+    assert plan("recipe.lr=0.2").first_trials[0] == {"recipe.kind": "plain"}
+
+
+def test_first_trials_that_pinning_makes_equal_are_run_once():
+    assert plan("recipe.kind=plain").first_trials == [{"recipe.lr": 0.1}]
+
+
+def test_settings_and_groups_are_overridden():
+    made = plan("trials=3", "scheduler=none", "sampler.startup=2", "tracking=none", "resources.gpus=0.5", "seed=9")
+    assert (made.settings.trials, made.settings.seed) == (3, 9)
+    assert (made.settings.scheduler.name, made.settings.sampler.startup) == ("none", 2)
+    assert (made.settings.tracking.name, made.settings.resources.gpus) == ("none", 0.5)
+
+
+def test_a_pinned_value_leaves_the_search_and_enters_the_configuration():
+    made = plan("recipe.lr=0.02", "recipe.width=8")
+    assert set(made.space.names) == {"recipe.kind", "recipe.noise"}
+    assert "recipe.lr" not in made.space_text
+    assert (made.config["lr"], made.config["width"]) == (0.02, 8)
+
+
+def test_a_range_widens_replaces_or_adds_a_dimension():
+    made = plan("recipe.lr=interval(0.01, 1)", "recipe.width=choice(4, 8)", "recipe.noise=interval(0, 2)")
+    by_name = {dimension.name: dimension for dimension in made.space.dimensions}
+    assert set(by_name) == {"recipe.lr", "recipe.kind", "recipe.noise", "recipe.width"}
+    assert (by_name["recipe.lr"].distribution.high, by_name["recipe.lr"].distribution.log) == (1.0, False)
+    assert by_name["recipe.width"].distribution.choices == (4, 8)
+    assert by_name["recipe.noise"].distribution.high == 2.0
+    assert by_name["recipe.noise"].when == {"recipe.kind": ("noisy",)}
+    assert made.first_trials[0]["recipe.width"] == 4
+
+
+def test_scales_change_the_recipes_values_and_what_is_typed_wins():
+    assert plan("scale=tiny").config["epochs"] == 2
+    assert plan("scale=tiny", "recipe.epochs=3").config["epochs"] == 3
+    assert plan("scale=tiny").settings.scale == "tiny"
+
+
+def test_data_is_short_for_the_recipes_data():
+    made = make_plan_tipsy("data.train_subjects=3")
+    assert made.config["data"]["train_subjects"] == 3
+    with pytest.raises(InputError, match=r"recipe\.data\.train_subject: .*did you mean recipe\.data\.train_subjects\?"):
+        make_plan_tipsy("data.train_subject=3")
+
+
+def make_plan_tipsy(*overrides):
+    """The one family that there is, for what the toy family does not have."""
+    from pathlib import Path
+
+    from pharos import families as module
+
+    checkout = Path(module.__file__).parents[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROOT", checkout)
+        return make_plan("tipsy", ["scale=tiny", *overrides])
+
+
+def test_a_trials_configuration_has_its_values_in_place_and_leaves_the_plan_alone():
+    made = plan()
+    config = made.trial_config({"recipe.lr": 0.3, "recipe.kind": "noisy"})
+    assert (config["lr"], config["kind"], config["epochs"]) == (0.3, "noisy", 4)
+    assert made.config["lr"] == 0.1
+    assert type(made.build_config({"recipe.lr": 0.3})).__name__ == "ToyConfig"
+    assert made.defaults["recipe.lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trails=3", "trails: no such setting; did you mean trials?"),
+        ("recipe.widht=3", "recipe.widht: no such setting; did you mean recipe.width?"),
+        ("scheduler.gracee=0.1", "did you mean scheduler.grace?"),
+        ("recipe.lrr=interval(0, 1)", "recipe.lrr is not a value of toy; did you mean recipe.lr?"),
+        ("scheduler=ashaa", "scheduler=ashaa: did you mean asha?"),
+        ("scale=tinny", "scale=tinny: did you mean tiny?"),
+        ("space=defalt", "space=defalt: toy has no such search space; did you mean default?"),
+        ("sampler.name=tpee", "sampler.name=tpee: did you mean tpe?"),
+        ("objective.mode=minimum", "objective.mode=minimum: did you mean min?"),
+        ("engine.precision=bf15", "engine.precision=bf15: did you mean bf16?"),
+        ("backend=ray", "backend=ray: choose from tune, local"),
+    ],
+)
+def test_a_typo_gets_a_suggestion(override, words):
+    assert words in refused(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("trials=many", "trials"),
+        ("trials=1.5", "trials"),
+        ("seed=null", "seed"),
+        ("resources.gpus=one", "resources.gpus"),
+        ("recipe.epochs=2.5", "recipe.epochs"),
+        ("recipe.lr=fast", "recipe.lr"),
+        ("recipe.lr=[1,2]", "recipe.lr"),
+        ("scheduler.grace=none", "scheduler.grace"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_line_that_names_it(override, name):
+    assert name in refused(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trials=0",
+        "retries=-1",
+        "checkpoint_seconds=-1",
+        "scheduler.reduction=1",
+        "scheduler.grace=0",
+        "scheduler.grace=1.5",
+        "sampler.startup=0",
+        "resources.cpus=0",
+        "resources.gpus=-1",
+        "resources.concurrency=0",
+        "resources.cluster_cpus=0",
+    ],
+)
+def test_a_value_out_of_range_is_one_line_that_names_it(override):
+    name, _, value = override.partition("=")
+    assert re.match(rf"{re.escape(name)}={re.escape(value)}(\.0)?: ", refused(override))
+
+
+@pytest.mark.parametrize(
+    "override", ["+x=1", "++x=1", "~recipe.lr=3", "+recipe.width=range(2, 9)", "~recipe.lr=range(1,3)"]
+)
+def test_nothing_is_added_or_taken_away(override):
+    assert refused(override) == f"{override}: only name=value can be given; nothing is added or taken away"
+
+
+@pytest.mark.parametrize("override", ["~x", "trials", "--trials", ""])
+def test_what_is_no_override_is_shown_one(override):
+    assert refused(override).startswith(f"{override}: not an override; write name=value")
+
+
+@pytest.mark.parametrize("override", ["trials=range(1, 5)", "seed=1,2", "scheduler=asha,none", "width=range(1, 5)"])
+def test_only_the_recipes_values_can_be_searched(override):
+    assert "only the recipe's values can be searched" in refused(override)
+
+
+def test_the_family_is_no_setting():
+    assert refused("family=other") == "family=other: the family is named by --family"
+
+
+def test_trials_are_added_by_extend_alone():
+    assert refused("trials=+4") == "trials=+4: only --extend adds trials; a new sweep takes trials=4"
+
+
+def test_a_space_with_nothing_left_is_refused():
+    assert "nothing is left to search" in refused("recipe.lr=0.1", "recipe.kind=plain", "recipe.noise=0")
+
+
+def test_a_first_trial_outside_the_space_is_refused_with_the_way_out():
+    message = refused("recipe.lr=interval(0.2, 0.4)")
+    assert "recipe.lr=0.1, which is the configuration's value, is not in [0.2, 0.4]" in message
+    assert "first_trials=[]" in message
+    plan("recipe.lr=interval(0.2, 0.4)", "first_trials=[]")
+    plan("recipe.lr=interval(0.05, 0.4)")
+
+
+def test_other_first_trials_cannot_be_typed():
+    assert "only first_trials=[]" in refused("first_trials=[{recipe.lr: 0.3}]")
+
+
+def test_a_value_that_the_recipe_forbids_is_refused_before_anything_starts(toy):
+    assert refused("recipe.kind=loud") == "recipe.kind=loud must be plain or noisy"
+    toy.space_file.write_text(toy.space_file.read_text().replace("noisy", "loud"))
+    assert refused() == "recipe.kind=loud must be plain or noisy"  # from a first trial
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("objective: {metric: error", "default.yaml: not YAML"),
+        ("- a", "default.yaml: needs objective: and space:"),
+        ("objective: {metric: error}", "default.yaml: needs objective: and space:"),
+        ("objective: error\nspace: {recipe.lr: 'interval(0, 1)'}", "default.yaml: objective: and space: are mappings"),
+        ("objective: {metric: error}\nspace:", "default.yaml: objective: and space: are mappings"),
+        (
+            "objective: {metric: error}\nspace: {recipe.lr: 'interval(0, 1)'}\nfirst_trials: [fast]",
+            "first_trials: is a list of mappings",
+        ),
+        ("objective: {metric: error}\nspace: {recipe.lr: range(1,3)}\nwhat: 1", "default.yaml: needs"),
+        ("objective: {metric: error}\nspace: {recipe.lr: 3}", "recipe.lr: 3 is one value, not a range"),
+        ("objective: {metric: error}\nspace: {recipe.rl: 'range(1, 3)'}", "recipe.rl is not a value of toy"),
+        ("objective: {metrics: error}\nspace: {recipe.lr: 'range(1, 3)'}", "objective.metrics: no such setting"),
+        (
+            "objective: {metric: error}\nspace: {recipe.lr: {sweep: 'interval(0, 1)', when: {recipe.knd: a}}}",
+            "recipe.knd is not a value of toy; did you mean recipe.kind?",
+        ),
+        (
+            "objective: {metric: error}\nspace: {recipe.lr: {sweep: 'interval(0, 1)', when: noisy}}",
+            "default.yaml: recipe.lr",
+        ),
+        (
+            "objective: {metric: error}\nspace: {recipe.lr: 'interval(0, 1)'}\nfirst_trials: [{recipe.l: 0.1}]",
+            "recipe.l is not a value of the recipe; did you mean recipe.lr?",
+        ),
+    ],
+)
+def test_a_malformed_space_file_is_one_line(toy, text, words):
+    toy.space_file.write_text(text)
+    assert words in refused()
+
+
+def test_a_named_space_is_another_file(toy):
+    text = "objective: {metric: 'loss/net', mode: max}\nspace: {recipe.width: 'range(2, 9)'}\n"
+    toy.space_file.with_name("sizes.yaml").write_text(text)
+    made = plan("space=sizes")
+    assert made.space.names == ["recipe.width"]
+    assert (made.settings.objective.metric, made.settings.objective.mode) == ("loss/net", "max")
+    assert plan("space=sizes", "objective.metric=error").settings.objective.metric == "error"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["scale=tiny", "trials=3", "scheduler=none", "resources.gpus=0.5"],
+        ["recipe.lr=0.02", "recipe.noise=interval(0, 2)", "recipe.width=choice(4, 8)", "first_trials=[]"],
+        ["recipe.lr=tag(log, interval(1e-6, 0.5))", "recipe.kind=choice(plain, noisy)", "recipe.noise=0.5"],
+        ["recipe.dropout=range(0, 0.5, 0.1)", "recipe.width=int(tag(log, interval(2, 64)))"],
+    ],
+)
+def test_a_plan_reads_back_from_its_yaml_as_it_was(overrides):
+    made = plan(*overrides)
+    reopened = reopen_plan(reread(made), [])
+    assert parts(reopened) == parts(made)
+    assert reopened.to_dict() == made.to_dict()
+
+
+def test_a_reopened_plan_takes_new_ways_to_run_only():
+    made = plan("trials=5")
+    changed = reopen_plan(reread(made), ["retries=7", "tracking.name=none", "resources.cpus=2", "trials=9"])
+    assert (changed.settings.retries, changed.settings.tracking.name) == (7, "none")
+    assert (changed.settings.resources.cpus, changed.settings.trials) == (2, 9)
+    assert parts(changed)[1:] == parts(made)[1:]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "recipe.lr=0.1",
+        "recipe.lr=interval(0, 1)",
+        "seed=3",
+        "scheduler.grace=0.5",
+        "scheduler=none",
+        "space=default",
+        "tracking=none",
+        "retriess=1",
+        "+retries=1",
+        "retries",
+        "storage.url=x",
+    ],
+)
+def test_a_reopened_plan_keeps_what_is_searched(override):
+    with pytest.raises(InputError, match="what exists keeps its configuration; only trials, backend") as error:
+        reopen_plan(reread(plan()), [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trials=many", "trials"),
+        ("trials=0", "trials=0: must be at least 1"),
+        ("resources.cpu=2", "resources.cpu"),
+        ("tracking.mode=onlin", "tracking.mode=onlin: did you mean online?"),
+        ("retries=null", "retries"),
+    ],
+)
+def test_a_wrong_change_to_a_reopened_plan_is_one_line(override, words):
+    with pytest.raises(InputError) as error:
+        reopen_plan(reread(plan()), [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_added_trials_count_from_those_asked_for_before():
+    document = reread(plan("trials=5"))
+    assert reopen_plan(document, ["trials=+3"]).settings.trials == 8
+    assert reopen_plan(document, ["trials=8"]).settings.trials == 8
+    assert reopen_plan(document, []).settings.trials == 5
+
+
+def test_what_may_change_depends_on_what_is_reopened():
+    document = reread(plan())
+    assert reopen_plan(document, ["seed=3", "engine.precision=bf16"], RUN_OVERRIDES).settings.seed == 3
+    with pytest.raises(InputError):
+        reopen_plan(document, ["trials=3"], RUN_OVERRIDES)
+
+
+def test_a_hand_edited_yaml_with_an_unknown_setting_is_one_line():
+    document = reread(plan())
+    document["settings"]["nonsense"] = 1
+    with pytest.raises(InputError, match="nonsense") as error:
+        reopen_plan(document, [])
+    assert "\n" not in str(error.value)
+
+
+def test_nested_values_flatten_to_dotted_names():
+    assert flatten({"a": 1, "b": {"c": {"d": 2}, "e": [1]}}, "x.") == {"x.a": 1, "x.b.c.d": 2, "x.b.e": [1]}
+
+
+def test_families_are_found_by_their_two_files(toy):
+    assert families() == ["toy"]
+    (toy.space_file.parents[1] / "half").mkdir()
+    (toy.space_file.parents[1] / "half" / "default.yaml").write_text("")
+    assert families() == ["toy"]
+    assert load_recipe("toy").scales["tiny"] == {"epochs": 2}
+    assert space_file("toy", "default") == toy.space_file
+
+
+@pytest.mark.parametrize(("name", "words"), [("toi", "did you mean toy?"), ("zzz", "choose from toy")])
+def test_an_unknown_family_is_one_line(name, words):
+    with pytest.raises(InputError, match=f"--family {name}: no such family") as error:
+        make_plan(name, [])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_suggestions_without_anything_known():
+    assert suggest("x", []) == "choose from none"
