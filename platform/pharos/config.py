@@ -223,7 +223,8 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
         InputError: Anything at all is wrong with them.
     """
     recipe = load_recipe(family)
-    typed = [_expand(text) for text in overrides]
+    # Typed twice, the last one counts, be it a range or a value.
+    typed = list({text.split("=")[0]: text for text in map(_expand, overrides)}.values())
     swept, plain = _split_sweeps(typed)
     scale, space_name = _value_of(plain, "scale", "small"), _value_of(plain, "space", "default")
     if scale not in recipe.scales:
@@ -253,12 +254,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     names = flatten(config, "recipe.")
     pinned = [text.split("=")[0].lstrip("+~") for text in plain]
     space = parse_space(document["space"], path.name).with_overrides(swept, pinned)
-    text = {name: entry for name, entry in document["space"].items() if name in space.names}
-    for typed_text in typed:
-        name, _, expression = typed_text.partition("=")
-        if name in swept:
-            when = {"when": text[name]["when"]} if isinstance(text.get(name), dict) and "when" in text[name] else {}
-            text[name] = {"sweep": expression, **when} if when else expression
+    text = _written(document["space"], space, typed)
     for dimension in space.dimensions:
         for name in (dimension.name, *dimension.when):
             if name not in names:
@@ -350,6 +346,17 @@ def _split_sweeps(overrides: Sequence[str]) -> tuple[dict[str, Dimension], list[
         else:
             raise InputError(f"{text}: only the recipe's values can be searched; name it recipe.…")
     return swept, plain
+
+
+def _written(entries: Mapping[str, Any], space: Space, typed: Sequence[str]) -> dict[str, Any]:
+    """A space as a YAML file would have it: the file's entries that are left, with what was typed in their place."""
+    text = {name: entry for name, entry in entries.items() if name in space.names}
+    for name, _, expression in (override.partition("=") for override in typed):
+        if name in space.names:
+            entry = text.get(name)
+            when = entry.get("when") if isinstance(entry, Mapping) else None
+            text[name] = {"sweep": expression, "when": when} if when else expression
+    return text
 
 
 def _value_of(overrides: Sequence[str], name: str, default: Any) -> Any:

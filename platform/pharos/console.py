@@ -54,8 +54,9 @@ class Console:
     def ended(self, record: TrialRecord) -> None:
         assert self._sweep is not None
         best = best_record(self._sweep.study.records, self._sweep.settings.objective.mode)
+        reached = f"{record.fidelity}/{self._sweep.max_fidelity(record)}"
         self.note(
-            f"trial {trial_id(record.number)} {record.outcome} at {record.fidelity}/{self._sweep.max_fidelity}: "
+            f"trial {trial_id(record.number)} {record.outcome} at {reached}: "
             f"{self._sweep.objective}={_number(record.last_value)}"
             + (f", best {_number(best.value)} ({trial_id(best.number)})" if best else "")
             + (f"; {_last_line(record.reason)}" if record.reason else "")
@@ -125,8 +126,8 @@ class LiveConsole(Console):
             table.add_row(
                 trial_id(record.number) + mark,
                 Text(str(record.outcome), style=_STYLES.get(record.outcome, "red")),
-                ProgressBar(total=sweep.max_fidelity, completed=record.fidelity, width=8),
-                f"{record.fidelity}/{sweep.max_fidelity}",
+                ProgressBar(total=sweep.max_fidelity(record), completed=record.fidelity, width=8),
+                f"{record.fidelity}/{sweep.max_fidelity(record)}",
                 _number(record.last_value),
                 Text(_short(record.params), style="dim", no_wrap=True, overflow="ellipsis"),
             )
@@ -153,7 +154,7 @@ def progress(sweep: Sweep, opened_at: float) -> str:
     mean = sum(r.seconds for r in final) / len(final)
     to_start = max(0, sweep.settings.trials - len(records)) * mean
     running = sum(
-        min(mean, r.seconds / r.fidelity * (sweep.max_fidelity - r.fidelity)) if r.fidelity else mean
+        min(mean, r.seconds / r.fidelity * (sweep.max_fidelity(r) - r.fidelity)) if r.fidelity else mean
         for r in records
         if not r.outcome.is_final
     )

@@ -68,7 +68,16 @@ def _execute(
             row = {"fidelity": report.fidelity, "seconds": round(report.seconds, 3), **_finite(report.metrics)}
             storage.append_line("metrics.jsonl", json.dumps(row))
             tracker.log(report.fidelity, report.metrics)
-            on_report(dataclasses.replace(report, lost_seconds=lost))
+            numbers = {name: value for name, value in report.metrics.items() if math.isfinite(value)}
+            on_report(
+                dataclasses.replace(
+                    report,
+                    metrics=numbers,
+                    lost_seconds=lost,
+                    process=os.getpid(),
+                    started_at=run.started_at if run else 0.0,
+                )
+            )
 
         run = Run(
             seed=spec.seed,

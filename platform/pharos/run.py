@@ -232,7 +232,8 @@ class Run:
             loss = learner.take_mean_loss()
             if loss is not None:
                 values[f"loss/{learner.name}"] = loss
-        self.metrics = values
+        # A report without the objective leaves its last value standing: that is the trial's result.
+        self.metrics = {name: value for name, value in self.metrics.items() if name == self._objective} | values
         for name, value in values.items():
             if not math.isfinite(value) and (name == self._objective or name.startswith("loss/")):
                 raise self._diverged(name, value)

@@ -95,8 +95,8 @@ class Space:
             InputError: A value lies outside its dimension, or names none.
         """
         for name in values:
-            if name not in self.names and name not in defaults:
-                raise InputError(f"first_trials: {name} is not a value of the recipe; {suggest(name, self.names)}")
+            if name not in self.names:
+                raise InputError(f"first_trials: {name} is no dimension of the search; {suggest(name, self.names)}")
         params: Params = {}
         for dimension in self.dimensions:
             if not dimension.exists({**defaults, **values, **params}):
@@ -125,7 +125,7 @@ def parse_space(entries: Mapping[str, Any], where: str) -> Space:
     """A space from the `space:` part of a YAML file.
 
     Args:
-        entries: By name without the leading `recipe.`: an expression, or a mapping of `sweep` and `when`.
+        entries: By full override name: an expression, or a mapping of `sweep` and `when`.
         where: The file, for messages.
 
     Raises:

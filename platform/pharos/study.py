@@ -99,12 +99,16 @@ class Study:
         self._lock = self._folder.lock()
         _mend(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(
-            study_name="sweep",
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            direction="minimize" if mode == "min" else "maximize",
-            load_if_exists=True,
-        )
+        try:
+            self._study = optuna.create_study(
+                study_name="sweep",
+                storage=JournalStorage(JournalFileBackend(str(path))),
+                direction="minimize" if mode == "min" else "maximize",
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError) as error:
+            self.close()
+            raise InputError(f"{path}: damaged ({error}); put a copy of it back from before it was changed") from None
         self._storage = self._study._storage
         self._mode = mode
         self.records: dict[int, TrialRecord] = {}
@@ -159,8 +163,9 @@ class Study:
 
     def interrupt(self, number: int) -> None:
         """Puts a trial back, to go on from its checkpoint when it is asked for again."""
-        self.records[number].outcome = Outcome.INTERRUPTED
-        self._set(number, outcome=Outcome.INTERRUPTED)
+        record = self.records[number]
+        record.outcome = Outcome.INTERRUPTED
+        self._set(number, outcome=record.outcome, lost_seconds=round(record.lost_seconds, 3))
         self._storage.set_trial_state_values(self._id(number), TrialState.WAITING)
 
     def lose(self, number: int) -> int:
@@ -180,7 +185,7 @@ class Study:
         record = self.records[number]
         record.outcome, record.reason = ending.outcome, ending.reason
         record.metrics, record.fidelity = ending.metrics, ending.fidelity
-        record.seconds, record.lost_seconds = ending.seconds, record.lost_seconds + ending.lost_seconds
+        record.seconds = ending.seconds
         self._set(
             number,
             outcome=record.outcome,

@@ -40,16 +40,19 @@ class Sweep:
         plan: What it searches.
         storage: Its folder.
         console: Hears of every event.
+        is_new: Whether its folder was made just now.
     """
 
-    def __init__(self, name: str, plan: Plan, storage: Storage, console: Console):
+    def __init__(self, name: str, plan: Plan, storage: Storage, console: Console, is_new: bool = False):
         self.name = name
         self.plan = plan
         self.storage = storage
         self.settings = plan.settings
         self.objective = plan.settings.objective.metric
-        self.max_fidelity = plan.recipe.fidelity(plan.build_config())
+        self._fidelities: dict[int, int] = {}
+        self._lost: dict[int, float] = {}  # by trial, what its present attempt says the one before lost
         self.interrupted = False
+        self._is_new = is_new
         self._console = console
         self.slots = 1
         self._opened_at = time.monotonic()
@@ -68,7 +71,9 @@ class Sweep:
         }
         scheduler = self.settings.scheduler
         self._scheduler = (
-            Asha(self.max_fidelity, scheduler.grace, scheduler.reduction) if scheduler.name == "asha" else NeverStop()
+            Asha(plan.recipe.fidelity(plan.build_config()), scheduler.grace, scheduler.reduction)
+            if scheduler.name == "asha"
+            else NeverStop()
         )
 
     # What a backend calls
@@ -91,6 +96,7 @@ class Sweep:
             return None
         record = self.study.ask(self.plan.space, self.plan.defaults)
         self._curves.setdefault(record.number, {})
+        self._lost[record.number] = 0.0
         spec = self._spec(record)
         self.storage.write_bytes(
             f"trials/{spec.id}/trial.yaml",
@@ -111,6 +117,7 @@ class Sweep:
         """Records a trial's report; False if the trial is to stop here, as pruned."""
         record = self.study.records[number]
         record.metrics, record.seconds = report.metrics, report.seconds
+        self._count_lost(record, report.lost_seconds)
         value = report.metrics.get(self.objective)
         goes_on = True
         if value is not None:
@@ -118,7 +125,7 @@ class Sweep:
             curve = self._curves[number]
             curve.setdefault(report.fidelity, self._sign * value)
             # The paper's values run whole: what the search gained is measured against them on the same budget.
-            if report.fidelity < self.max_fidelity and not self.plan.is_paper_trial(record.params):
+            if report.fidelity < self.max_fidelity(record) and not self.plan.is_paper_trial(record.params):
                 goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
         self._console.reported(record, report)
         if not goes_on:
@@ -130,6 +137,9 @@ class Sweep:
                     metrics=report.metrics,
                     seconds=report.seconds,
                     lost_seconds=report.lost_seconds,
+                    process=report.process,
+                    started_at=report.started_at,
+                    ended_at=time.time(),
                 ),
             )
         return goes_on
@@ -139,6 +149,7 @@ class Sweep:
         record = self.study.records[number]
         if record.outcome != Outcome.RUNNING:
             return
+        self._count_lost(record, ending.lost_seconds)
         if ending.outcome == Outcome.INTERRUPTED:
             self.study.interrupt(number)
         else:
@@ -163,8 +174,16 @@ class Sweep:
                 fidelity=record.fidelity,
                 metrics=record.metrics,
                 seconds=record.seconds,
+                lost_seconds=self._lost.get(number, 0.0),
             ),
         )
+
+    def max_fidelity(self, record: TrialRecord) -> int:
+        """The fidelity of the whole trial, which its own values may decide."""
+        if record.number not in self._fidelities:
+            config = self.plan.build_config(record.params)
+            self._fidelities[record.number] = self.plan.recipe.fidelity(config)
+        return self._fidelities[record.number]
 
     def interrupt(self) -> None:
         """Starts no more trials; backends let those that run save and stop."""
@@ -173,10 +192,10 @@ class Sweep:
             self._console.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
 
     def discard(self) -> None:
-        """Takes back a sweep of which no trial was started."""
+        """Lets a sweep go that could not be run; a new one of which no trial was started leaves nothing behind."""
         self._console.stop()
         self.study.close()
-        if not self.study.records:
+        if self._is_new and not self.study.records:
             self.storage.remove()
 
     def close(self) -> dict[str, Any]:
@@ -200,6 +219,11 @@ class Sweep:
         """What a script reads; see `pharos.summary`."""
         return summarise(self.name, self.plan, self.storage, self.study.records, self.usage)
 
+    def _count_lost(self, record: TrialRecord, seconds: float) -> None:
+        """Counts once what every report and the ending of an attempt say of the attempt before."""
+        record.lost_seconds += seconds - self._lost.get(record.number, 0.0)
+        self._lost[record.number] = seconds
+
     def _spec(self, record: TrialRecord) -> TrialSpec:
         return TrialSpec(
             sweep=self.name,
@@ -209,7 +233,7 @@ class Sweep:
             config=self.plan.trial_config(record.params),
             seed=self.settings.seed,
             folder=self.storage.path("trials", trial_id(record.number)),
-            max_fidelity=self.max_fidelity,
+            max_fidelity=self.max_fidelity(record),
             objective=self.objective,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             precision=self.settings.engine.precision,
@@ -230,7 +254,7 @@ def start(family: str, overrides: Sequence[str], console: Console) -> Sweep:
     name = f"{family}-{datetime.date.today().isoformat()}-{secrets.token_hex(2)}"
     folder = storage.sub(name)
     _write_plan(folder, plan)
-    return Sweep(name, plan, folder, console)
+    return Sweep(name, plan, folder, console, is_new=True)
 
 
 def reopen(name: str, overrides: Sequence[str], console: Console, extend: bool = False) -> Sweep:

@@ -66,7 +66,10 @@ class Report:
     seconds: float
     """Seconds the trial has trained for, earlier attempts up to their checkpoints included."""
     lost_seconds: float = 0.0
-    """Seconds that an attempt before this one trained past its last checkpoint, in vain."""
+    """Seconds that the attempt before this one trained past its last checkpoint, in vain."""
+    process: int = 0
+    started_at: float = 0.0
+    """Wall-clock time of the attempt's first training step."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Ending:
     seconds: float = 0.0
     """Seconds of training that counted, over all attempts."""
     lost_seconds: float = 0.0
-    """Seconds that were trained and lost, because a process died after its last checkpoint."""
+    """Seconds that the attempt before this one trained past its last checkpoint, in vain."""
     process: int = 0
     started_at: float = 0.0
     """Wall-clock time of the attempt's first training step (0: none was made)."""

@@ -264,7 +264,7 @@ def test_a_value_that_the_recipe_forbids_is_refused_before_anything_starts(toy):
         ),
         (
             "objective: {metric: error}\nspace: {recipe.lr: 'interval(0, 1)'}\nfirst_trials: [{recipe.l: 0.1}]",
-            "recipe.l is not a value of the recipe; did you mean recipe.lr?",
+            "recipe.l is no dimension of the search; did you mean recipe.lr?",
         ),
     ],
 )

@@ -31,7 +31,7 @@ def make_sweep(*records, trials=16, slots=2):
         name="toy-2026-01-01-abcd",
         settings=settings,
         objective="error",
-        max_fidelity=4,
+        max_fidelity=lambda record: 4,
         interrupted=False,
         slots=slots,
         plan=SimpleNamespace(space=[1, 2, 3]),

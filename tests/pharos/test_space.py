@@ -250,7 +250,7 @@ def test_the_first_trial_is_the_configurations_values_where_none_are_given():
         ({"recipe.lr": True}, {}, r"recipe\.lr=True is not in"),
         ({}, {"recipe.lr": 5e-5}, r"recipe\.lr=5e-05, which is the configuration's value, is not in"),
         ({"recipe.smooth": 0.0, "recipe.deep": 1.5}, {}, r"recipe\.deep=1\.5 is not in \[1, 2\] \(int\)"),
-        ({"recipe.los": "bce"}, {}, r"recipe\.los is not a value of the recipe; did you mean recipe\.loss\?"),
+        ({"recipe.los": "bce"}, {}, r"recipe\.los is no dimension of the search; did you mean recipe\.loss\?"),
     ],
 )
 def test_a_first_trial_outside_the_space_is_one_line(values, defaults, words):

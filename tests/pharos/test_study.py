@@ -54,7 +54,8 @@ def run_to(study, outcome, value=1.0, fidelity=3, reported=None):
     number = ask(study).number
     for at in range(1, fidelity + 1):
         study.report(number, at, reported if reported is not None else value + 10 - at)
-    ending = Ending(outcome, "why", fidelity, {"error": value}, seconds=2.5, lost_seconds=0.5, process=7)
+    ending = Ending(outcome, "why", fidelity, {"error": value}, seconds=2.5, process=7)
+    study.records[number].lost_seconds = 0.5
     study.tell(number, ending, "error")
     return number
 

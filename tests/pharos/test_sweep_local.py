@@ -422,3 +422,34 @@ def test_a_stop_that_comes_from_a_signal_reaches_the_run_at_its_next_report(toy,
     assert seen == [0]
     assert outcomes(sweep) == [Outcome.INTERRUPTED]
     assert Checkpoints(Storage(sweep.storage.path("trials/00000/checkpoints"))).newest()[0] == 1
+
+
+def test_time_lost_in_several_attempts_adds_up(toy):
+    sweep = sweep_module.start("toy", [f"storage.url={toy.url}", "trials=1", "tracking=none"], Console())
+    sweep.open(1)
+    for lost in (0.0, 10.0, 5.0):
+        spec = sweep.next_trial()
+        assert spec is not None
+        sweep.on_report(spec.number, Report(1, {"error": 1.0}, seconds=1.0, lost_seconds=lost))
+        sweep.on_report(spec.number, Report(2, {"error": 1.0}, seconds=2.0, lost_seconds=lost))
+        sweep.on_lost(spec.number, "killed")
+    assert sweep.study.records[0].lost_seconds == 15.0
+    sweep.close()
+
+
+def test_a_resumed_sweep_without_trials_is_not_discarded(toy):
+    sweep = sweep_module.start("toy", [f"storage.url={toy.url}", "tracking=none"], Console())
+    sweep.close()
+    again = sweep_module.reopen(sweep.name, [f"storage.url={toy.url}"], Console())
+    again.discard()
+    assert again.storage.exists("sweep.yaml")
+
+
+def test_trials_that_search_their_own_length_know_it(toy):
+    settings = [f"storage.url={toy.url}", "tracking=none", "recipe.epochs=range(2, 9)", "first_trials=[]"]
+    sweep = sweep_module.start("toy", settings, Console())
+    sweep.open(1)
+    spec = sweep.next_trial()
+    assert spec is not None
+    assert spec.max_fidelity == spec.params["recipe.epochs"]
+    sweep.close()
