@@ -63,7 +63,9 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(summary, indent=2))
     else:
         print(closing(summary, sweep.storage.root, sweep.settings.trials))
-    return 130 if sweep.interrupted else 0
+    if sweep.interrupted:
+        return 130
+    return 0 if summary["best"] else 1
 
 
 if __name__ == "__main__":

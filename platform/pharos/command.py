@@ -18,6 +18,9 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     except PharosError as error:
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
+    except OSError as error:  # a full disk, a folder that went away: the system's own words say it
+        print(f"error: {error.filename or 'storage'}: {error.strerror or error}", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130

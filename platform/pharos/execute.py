@@ -81,7 +81,7 @@ def _execute(
 
         run = Run(
             seed=spec.seed,
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            device=torch.device("cuda" if spec.gpus != 0 and torch.cuda.is_available() else "cpu"),
             objective=spec.objective,
             on_report=report,
             on_image=tracker.image,

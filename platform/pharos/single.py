@@ -88,6 +88,7 @@ class Single:
             checkpoint_seconds=settings.checkpoint_seconds,
             precision=settings.engine.precision,
             threads=settings.resources.cpus,
+            gpus=settings.resources.gpus,
             tracking=settings.tracking.to_dict(self.folder.root),
         )
 

@@ -121,11 +121,14 @@ class Sweep:
         value = report.metrics.get(self.objective)
         goes_on = True
         if value is not None:
-            self.study.report(number, report.fidelity, value)
             curve = self._curves[number]
+            # An epoch that runs again after a loss was decided about when it ran first.
+            is_new = report.fidelity not in curve
+            self.study.report(number, report.fidelity, value)
             curve.setdefault(report.fidelity, self._sign * value)
             # The paper's values run whole: what the search gained is measured against them on the same budget.
-            if report.fidelity < self.max_fidelity(record) and not self.plan.is_paper_trial(record.params):
+            is_whole = report.fidelity >= self.max_fidelity(record) or self.plan.is_paper_trial(record.params)
+            if is_new and not is_whole:
                 goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
         self._console.reported(record, report)
         if not goes_on:
@@ -238,6 +241,7 @@ class Sweep:
             checkpoint_seconds=self.settings.checkpoint_seconds,
             precision=self.settings.engine.precision,
             threads=self.settings.resources.cpus,
+            gpus=self.settings.resources.gpus,
             tracking=self.settings.tracking.to_dict(self.storage.root),
         )
 

@@ -45,6 +45,8 @@ class TrialSpec:
     precision: str
     threads: int
     """CPU threads the trial may use; 0 leaves PyTorch's own choice."""
+    gpus: float | None = None
+    """GPUs the trial has; 0 keeps it on the CPU, None takes one if the process sees any."""
     tracking: dict[str, Any] = field(default_factory=dict)
 
     @property

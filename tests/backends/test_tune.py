@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -169,3 +170,20 @@ def test_two_drivers_of_one_sweep_are_refused(run_sweep: Callable[[Sweep], None]
     sweep.close()
     assert refused
     assert "another process" in refused[0]
+
+
+def test_a_full_disk_ends_the_sweep_with_its_own_error(
+    run_sweep: Callable[[Sweep], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = start("tipsy", [*TINY, f"storage.url={tmp_path}", "trials=4", "tracking=none"], Listener())
+
+    def full(number: int, fidelity: int, value: float) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "study.journal")
+
+    monkeypatch.setattr(sweep.study, "report", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_sweep(sweep)
+    sweep.study.close()
+    again = reopen(sweep.name, [f"storage.url={tmp_path}"], Listener())
+    assert set(outcomes(again)) == {Outcome.INTERRUPTED}
+    again.close()

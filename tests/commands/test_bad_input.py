@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import sys
 from pathlib import Path
@@ -142,3 +143,27 @@ def test_an_absent_backend_says_how_to_install_it(
     assert "pip install" in err
     assert "backend=local" in err
     assert list((tmp_path / "sweeps").iterdir()) == []
+
+
+def test_a_sweep_of_which_nothing_was_completed_says_so_in_its_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["scale=tiny", "trials=1", "backend=local", "tracking=none", "recipe.optim.lr=1e30"]
+    assert run("sweep", "--family", "tipsy", f"storage.url={tmp_path}", *settings) == 1
+    out, err = capsys.readouterr()
+    assert "no trial was completed" in out
+    assert "diverged" in err
+    assert "loss/generators became" in err
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "study.journal")
+
+    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend.append_logs", full)
+    settings = ["scale=tiny", "trials=1", "backend=local", "tracking=none"]
+    assert run("sweep", "--family", "tipsy", f"storage.url={tmp_path}", *settings) == 1
+    err = capsys.readouterr().err
+    assert err == "error: study.journal: No space left on device\n"

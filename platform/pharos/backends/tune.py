@@ -12,6 +12,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from pharos.errors import InputError
@@ -47,19 +48,41 @@ except ImportError as _error:
     ) from None
 
 
+class _Guard:
+    """Holds back an error of the sweep's own (a full disk, say) until Tune has let its trials go.
+
+    Raised inside Tune, it would come out as a traceback in a traceback.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.error = self.error or error
+        return isinstance(error, Exception)
+
+
 class _StudySearcher(Searcher):
     """Hands the sweep's trials to Tune, as many as there are slots."""
 
-    def __init__(self, sweep: Sweep):
+    def __init__(self, sweep: Sweep, guard: _Guard):
         super().__init__()
         self._sweep = sweep
+        self._guard = guard
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if self._sweep.finished:
+        if self._guard.error or self._sweep.finished:
             return Searcher.FINISHED
         running = sum(r.outcome == Outcome.RUNNING for r in self._sweep.study.records.values())
-        spec = self._sweep.next_trial() if running < self._sweep.slots else None
-        return None if spec is None else {"spec": dataclasses.asdict(spec)}
+        with self._guard:
+            spec = self._sweep.next_trial() if running < self._sweep.slots else None
+            return None if spec is None else {"spec": dataclasses.asdict(spec)}
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The sweep hears of it from the trial's own ending."""
@@ -74,23 +97,27 @@ class _StudySearcher(Searcher):
 class _SweepScheduler(FIFOScheduler):
     """Asks the sweep whether a trial goes on."""
 
-    def __init__(self, sweep: Sweep):
+    def __init__(self, sweep: Sweep, guard: _Guard):
         super().__init__()  # type: ignore[no-untyped-call]
         self._sweep = sweep
+        self._guard = guard
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         # Tune gives its schedulers results flattened; the callback below has the nested one, but comes later.
         report = _nested(result, "report")
-        if report and not self._sweep.on_report(_number(trial), Report(**report)):
-            return TrialScheduler.STOP
-        return TrialScheduler.CONTINUE
+        goes_on = not self._guard.error
+        with self._guard:
+            if report and goes_on:
+                goes_on = self._sweep.on_report(_number(trial), Report(**report))
+        return TrialScheduler.CONTINUE if goes_on and not self._guard.error else TrialScheduler.STOP
 
 
 class _Events(Callback):
     """Tells the sweep of endings and losses, and the trials of an interruption."""
 
-    def __init__(self, sweep: Sweep):
+    def __init__(self, sweep: Sweep, guard: _Guard):
         self._sweep = sweep
+        self._guard = guard
         self._told: set[str] = set()
 
     def on_trial_result(
@@ -98,13 +125,15 @@ class _Events(Callback):
     ) -> None:
         if "ending" in result:
             ending = result["ending"]
-            self._sweep.on_end(_number(trial), Ending(**{**ending, "outcome": Outcome(ending["outcome"])}))
+            with self._guard:
+                self._sweep.on_end(_number(trial), Ending(**{**ending, "outcome": Outcome(ending["outcome"])}))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error()
         outcome = Outcome.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Outcome.FAILED
         reason = str(error).strip().split("\n")[0] if error else "no reason given"
-        self._sweep.on_lost(_number(trial), reason, outcome)
+        with self._guard:
+            self._sweep.on_lost(_number(trial), reason, outcome)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if not self._sweep.interrupted:
@@ -127,6 +156,7 @@ def run_sweep(sweep: Sweep) -> None:
     started = _connect(sweep.settings.resources.cluster_cpus)
     try:
         bundle, slots = _fit(sweep)
+        guard = _Guard()
         sweep.open(slots)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)  # their processes start side by side
         with tempfile.TemporaryDirectory(prefix="pharos-tune-") as scratch:
@@ -134,9 +164,9 @@ def run_sweep(sweep: Sweep) -> None:
                 tune.with_resources(TrialActor, tune.PlacementGroupFactory([bundle])),
                 name=sweep.name,
                 num_samples=-1,
-                search_alg=_StudySearcher(sweep),
-                scheduler=_SweepScheduler(sweep),
-                callbacks=[_Events(sweep)],
+                search_alg=_StudySearcher(sweep, guard),
+                scheduler=_SweepScheduler(sweep, guard),
+                callbacks=[_Events(sweep, guard)],
                 storage_path=scratch,
                 trial_dirname_creator=lambda trial: f"{trial_id(_number(trial))}-{trial.trial_id}",
                 reuse_actors=True,
@@ -144,6 +174,8 @@ def run_sweep(sweep: Sweep) -> None:
                 raise_on_failed_trial=False,
                 verbose=0,
             )
+        if guard.error:
+            raise guard.error
     finally:
         if started:
             ray.shutdown()
