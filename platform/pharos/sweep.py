@@ -11,17 +11,17 @@ Every backend drives the same four calls, so that a sweep means the same under a
 from __future__ import annotations
 
 import datetime
+import os
 import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 import yaml
 
 from pharos.config import Plan, SamplerConfig, make_plan, reopen_plan
-from pharos.console import Console
 from pharos.errors import InputError
 from pharos.scheduler import Asha, NeverStop
 from pharos.storage import Storage
@@ -32,6 +32,28 @@ from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
 _FILE = "sweep.yaml"
 
 
+class Listener(Protocol):
+    """Hears of a sweep's events, in the order in which they happen."""
+
+    def start(self, sweep: Sweep, slots: int) -> None:
+        """Trials are about to be started, so many at a time."""
+
+    def started(self, record: TrialRecord) -> None:
+        """A trial was handed out, for the first time or again."""
+
+    def reported(self, record: TrialRecord, report: Report) -> None:
+        """A trial reported metrics; if it is to be pruned for them, that follows."""
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial ended or was interrupted."""
+
+    def note(self, text: str) -> None:
+        """Something else that a person should know."""
+
+    def stop(self) -> None:
+        """Nothing more will happen."""
+
+
 class Sweep:
     """One sweep, with its study open.
 
@@ -39,11 +61,11 @@ class Sweep:
         name: Its name and its folder's.
         plan: What it searches.
         storage: Its folder.
-        console: Hears of every event.
+        listener: Hears of every event.
         is_new: Whether its folder was made just now.
     """
 
-    def __init__(self, name: str, plan: Plan, storage: Storage, console: Console, is_new: bool = False):
+    def __init__(self, name: str, plan: Plan, storage: Storage, listener: Listener, is_new: bool = False):
         self.name = name
         self.plan = plan
         self.storage = storage
@@ -53,7 +75,7 @@ class Sweep:
         self._lost: dict[int, float] = {}  # by trial, what its present attempt says the one before lost
         self.interrupted = False
         self._is_new = is_new
-        self._console = console
+        self._listener = listener
         self.slots = 1
         self._opened_at = time.monotonic()
         journal = Path(storage.path("study.journal"))
@@ -86,7 +108,7 @@ class Sweep:
         """
         self.slots = slots
         self._opened_at = time.monotonic()
-        self._console.start(self, slots)
+        self._listener.start(self, slots)
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to start; None when there is none now (`finished` says whether there may be later)."""
@@ -102,7 +124,7 @@ class Sweep:
             f"trials/{spec.id}/trial.yaml",
             yaml.safe_dump({"params": spec.params, "seed": spec.seed, "config": spec.config}).encode(),
         )
-        self._console.started(record)
+        self._listener.started(record)
         return spec
 
     @property
@@ -130,7 +152,7 @@ class Sweep:
             is_whole = report.fidelity >= self.max_fidelity(record) or self.plan.is_paper_trial(record.params)
             if is_new and not is_whole:
                 goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
-        self._console.reported(record, report)
+        self._listener.reported(record, report)
         if not goes_on:
             self.on_end(
                 number,
@@ -158,7 +180,7 @@ class Sweep:
         else:
             self.study.tell(number, ending, self.objective)
         self.study.set_usage(self.usage)
-        self._console.ended(record)
+        self._listener.ended(record)
 
     def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
         """Hears that a trial's process died: it goes on from its checkpoint, unless that happened too often."""
@@ -166,7 +188,7 @@ class Sweep:
         if record.outcome != Outcome.RUNNING:
             return
         if self.study.lose(number) <= self.settings.retries:
-            self._console.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
+            self._listener.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
             return
         record.outcome = Outcome.RUNNING
         self.on_end(
@@ -192,11 +214,11 @@ class Sweep:
         """Starts no more trials; backends let those that run save and stop."""
         if not self.interrupted:
             self.interrupted = True
-            self._console.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
+            self._listener.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
 
     def discard(self) -> None:
         """Lets a sweep go that could not be run; a new one of which no trial was started leaves nothing behind."""
-        self._console.stop()
+        self._listener.stop()
         self.study.close()
         if self._is_new and not self.study.records:
             self.storage.remove()
@@ -204,7 +226,7 @@ class Sweep:
     def close(self) -> dict[str, Any]:
         """Writes `summary.json`, lets the study go, and returns the summary."""
         self.study.set_usage(self.usage)
-        self._console.stop()
+        self._listener.stop()
         summary = self.summary()
         self.storage.write_json("summary.json", summary)
         self.study.close()
@@ -246,7 +268,7 @@ class Sweep:
         )
 
 
-def start(family: str, overrides: Sequence[str], console: Console) -> Sweep:
+def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
     """A new sweep, its folder written.
 
     Raises:
@@ -255,13 +277,18 @@ def start(family: str, overrides: Sequence[str], console: Console) -> Sweep:
     plan = make_plan(family, overrides)
     storage = Storage(plan.settings.storage.url)
     storage.check_writable()
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and Path(storage.root).is_relative_to(Path.cwd()):
+        listener.note(
+            f"storage.url={plan.settings.storage.url} lies in this job's own folder, which goes with the cluster; "
+            "give a folder that all nodes share to keep the sweep"
+        )
     name = f"{family}-{datetime.date.today().isoformat()}-{secrets.token_hex(2)}"
     folder = storage.sub(name)
     _write_plan(folder, plan)
-    return Sweep(name, plan, folder, console, is_new=True)
+    return Sweep(name, plan, folder, listener, is_new=True)
 
 
-def reopen(name: str, overrides: Sequence[str], console: Console, extend: bool = False) -> Sweep:
+def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool = False) -> Sweep:
     """A sweep that exists, to be finished or extended.
 
     Args:
@@ -282,7 +309,7 @@ def reopen(name: str, overrides: Sequence[str], console: Console, extend: bool =
         )
     if not extend and plan.settings.trials != before:
         raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
-    sweep = Sweep(folder.root.rstrip("/").rsplit("/", 1)[-1], plan, folder, console)
+    sweep = Sweep(folder.root.rstrip("/").rsplit("/", 1)[-1], plan, folder, listener)
     if plan.to_dict() != {key: document[key] for key in plan.to_dict()}:
         _write_plan(folder, plan)
     return sweep
