@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from pharos.families import ROOT
+from pharos.study import read_records
+from pharos.trial import Outcome, trial_id
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", "WANDB_MODE": "offline"}
 LONG = ["scale=tiny", "recipe.epochs=30", "recipe.student_epochs=3", "checkpoint_seconds=0"]
@@ -57,6 +59,12 @@ def rows(trial: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
+def last_writes(folder: Path, trials: list[str]) -> dict[Path, int]:
+    """When each checkpoint of these trials was written."""
+    manifests = (path for trial in trials for path in (folder / "trials" / trial).glob("checkpoints/*/manifest.json"))
+    return {path: path.stat().st_mtime_ns for path in manifests}
+
+
 def test_train_is_resumed_after_a_kill_with_the_numbers_it_would_have_had(tmp_path: Path) -> None:
     whole = run(tmp_path, "train", "--family", "tipsy", *LONG)
     process = start(tmp_path, "train", "--family", "tipsy", *LONG)
@@ -79,19 +87,20 @@ def test_a_sweep_whose_driver_was_killed_is_finished_without_running_anything_tw
     settings = [*LONG, "trials=4", f"backend={backend}", "tracking=none"]
     process = start(tmp_path, "sweep", "--family", "tipsy", *settings)
     sweeps = tmp_path / "sweeps"
-    # Killed when one trial has ended and another is at work.
+    # Killed when one trial has ended, be it the first or its neighbour.
     wait_until(lambda: any('"outcome":"complete"' in path.read_text() for path in sweeps.glob("*/study.journal")))
-    wait_until(lambda: any(path.stat().st_size for path in sweeps.glob("*/trials/0000[123]/metrics.jsonl")))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     folder = next(sweeps.iterdir())
-    finished = {p: p.stat().st_mtime_ns for p in folder.glob("trials/00000/checkpoints/*/manifest.json")}
+    _, records = read_records(folder / "study.journal")
+    ended = [trial_id(record.number) for record in records.values() if record.outcome == Outcome.COMPLETE]
+    finished = last_writes(folder, ended)
     assert finished
 
     summary = run(tmp_path, "sweep", "--resume", folder.name)
     assert sum(summary["trials"].values()) == 4
     assert set(summary["trials"]) <= {"complete", "pruned"}
-    assert {p: p.stat().st_mtime_ns for p in folder.glob("trials/00000/checkpoints/*/manifest.json")} == finished
+    assert last_writes(folder, ended) == finished
     for trial in folder.glob("trials/*"):
         reached = [row["fidelity"] for row in rows(trial)]
         assert reached == list(range(1, len(reached) + 1))
