@@ -28,6 +28,7 @@ from pharos.families import load_recipe, space_file, suggest
 from pharos.learner import PRECISIONS
 from pharos.recipe import Recipe, build_config
 from pharos.space import Dimension, Params, Space, parse_dimension, parse_space
+from pharos.trial import TrialSpec
 
 T = TypeVar("T")
 
@@ -200,6 +201,34 @@ class Plan:
             InputError: The values contradict its types or its own rules.
         """
         return _in_one_line(lambda: build_config(self.recipe.Config, self.trial_config(params or {})))
+
+    def trial_spec(self, sweep: str, number: int, params: Params, folder: str, tracking_folder: str) -> TrialSpec:
+        """What a process needs to train these values.
+
+        Args:
+            sweep: Name of the sweep, or of the run.
+            number: The trial's.
+            params: Its searched values.
+            folder: URL of its own folder.
+            tracking_folder: Where a tracker's own files go.
+        """
+        settings = self.settings
+        return TrialSpec(
+            sweep=sweep,
+            number=number,
+            family=settings.family,
+            params=params,
+            config=self.trial_config(params),
+            seed=settings.seed,
+            folder=folder,
+            max_fidelity=self.recipe.fidelity(self.build_config(params)),
+            objective=settings.objective.metric,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            precision=settings.engine.precision,
+            threads=settings.resources.cpus,
+            gpus=settings.resources.gpus,
+            tracking=settings.tracking.to_dict(tracking_folder),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As `sweep.yaml` has it."""

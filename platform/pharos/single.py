@@ -25,7 +25,7 @@ from pharos.study import best_record, read_records
 from pharos.summary import versions
 from pharos.sweep import find_folder, read_plan, without_url
 from pharos.tracking import wait_for_trackers
-from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
+from pharos.trial import Ending, Outcome, Report, trial_id
 
 _FILE = "run.yaml"
 
@@ -41,7 +41,7 @@ class Single:
 
     def train(self) -> Ending:
         """Trains, or goes on from the newest checkpoint; a line a report goes to standard error."""
-        spec = self._spec()
+        spec = self.plan.trial_spec(self.name, 0, self.params, self.folder.root, self.folder.root)
         started = time.monotonic()
         runs: list[Run] = []
 
@@ -72,25 +72,6 @@ class Single:
             ending = execute(spec, on_report, on_run)
         wait_for_trackers(30)
         return ending
-
-    def _spec(self) -> TrialSpec:
-        settings = self.plan.settings
-        return TrialSpec(
-            sweep=self.name,
-            number=0,
-            family=settings.family,
-            params=self.params,
-            config=self.plan.trial_config(self.params),
-            seed=settings.seed,
-            folder=self.folder.root,
-            max_fidelity=self.plan.recipe.fidelity(self.plan.build_config(self.params)),
-            objective=settings.objective.metric,
-            checkpoint_seconds=settings.checkpoint_seconds,
-            precision=settings.engine.precision,
-            threads=settings.resources.cpus,
-            gpus=settings.resources.gpus,
-            tracking=settings.tracking.to_dict(self.folder.root),
-        )
 
 
 def new_run(family: str, overrides: Sequence[str]) -> Single:

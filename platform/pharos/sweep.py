@@ -119,7 +119,8 @@ class Sweep:
         record = self.study.ask(self.plan.space, self.plan.defaults)
         self._curves.setdefault(record.number, {})
         self._lost[record.number] = 0.0
-        spec = self._spec(record)
+        folder = self.storage.path("trials", trial_id(record.number))
+        spec = self.plan.trial_spec(self.name, record.number, record.params, folder, self.storage.root)
         self.storage.write_bytes(
             f"trials/{spec.id}/trial.yaml",
             yaml.safe_dump({"params": spec.params, "seed": spec.seed, "config": spec.config}).encode(),
@@ -248,24 +249,6 @@ class Sweep:
         """Counts once what every report and the ending of an attempt say of the attempt before."""
         record.lost_seconds += seconds - self._lost.get(record.number, 0.0)
         self._lost[record.number] = seconds
-
-    def _spec(self, record: TrialRecord) -> TrialSpec:
-        return TrialSpec(
-            sweep=self.name,
-            number=record.number,
-            family=self.settings.family,
-            params=record.params,
-            config=self.plan.trial_config(record.params),
-            seed=self.settings.seed,
-            folder=self.storage.path("trials", trial_id(record.number)),
-            max_fidelity=self.max_fidelity(record),
-            objective=self.objective,
-            checkpoint_seconds=self.settings.checkpoint_seconds,
-            precision=self.settings.engine.precision,
-            threads=self.settings.resources.cpus,
-            gpus=self.settings.resources.gpus,
-            tracking=self.settings.tracking.to_dict(self.storage.root),
-        )
 
 
 def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:

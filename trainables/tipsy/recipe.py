@@ -298,8 +298,11 @@ def _keep_best(run: Run, config: TipsyConfig, generators: Learner, scores: Mappi
             "warm": epoch.index >= config.epochs // 5,
             "weights": weights,
         }
-    elif config.select == "label_free" and best["warm"] and epoch.index - best["epoch"] >= config.patience:
-        epoch.end_loop()
+    else:
+        # Patience counts evaluations, not epochs.
+        is_over = epoch.index - best["epoch"] >= config.patience * config.evaluate_every
+        if config.select == "label_free" and best["warm"] and is_over:
+            epoch.end_loop()
 
 
 class _Means:
