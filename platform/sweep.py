@@ -13,7 +13,8 @@ _EPILOG = """\
 settings are name=value and documented where they are defined, in platform/pharos/conf/:
   trials=16  seed=0  scale=small|paper  space=default  backend=tune|local
   scheduler=asha|none  sampler=tpe|random  storage.url=sweeps  tracking.mode=auto|online|offline  tracking=none
-  resources.cpus=1  resources.gpus=1  resources.concurrency=2
+  resources.workers=1  resources.cpus_per_worker=1  resources.gpus_per_worker=1  resources.concurrency=2
+  engine=torch|deepspeed  engine.precision=fp32|bf16|fp16  engine.zero=0|1|2|3 (deepspeed)
   recipe.NAME=VALUE             fix a value of the family's recipe
   'recipe.NAME=interval(0, 1)'  search it; also tag(log, interval(1e-5, 1e-3)), range(1, 5), choice(a, b)
   data.NAME=VALUE               short for recipe.data.NAME=VALUE

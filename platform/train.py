@@ -1,4 +1,4 @@
-"""Trains one configuration in this process, on one GPU or the CPU. Breakpoints work."""
+"""Trains one configuration: in this process, where breakpoints work, or on several workers (resources.workers)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ examples:
   python platform/train.py --family tipsy
   python platform/train.py --family tipsy scale=paper recipe.optim.lr=1e-4 engine.precision=bf16
   python platform/train.py --from tipsy-2026-11-22-a1b2
+  python platform/train.py --family tipsy scale=paper resources.workers=4 engine=deepspeed engine.zero=1
   python platform/train.py --resume tipsy-run-2026-11-22-c3d4
+  python platform/train.py --from tipsy-2026-11-22-a1b2 --export best/
 """
 
 
@@ -29,6 +31,11 @@ def main(arguments: list[str]) -> int:
     what.add_argument("--from", dest="sweep", metavar="SWEEP", help="train a sweep's best trial again")
     what.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
     parser.add_argument("--trial", metavar="N", help="with --from: this trial instead of the best")
+    parser.add_argument(
+        "--export",
+        metavar="DIR",
+        help="with --from or --resume: do not train, write the weights as safetensors (no DeepSpeed needed)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result alone on standard output, as JSON")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings, see below")
     options = parser.parse_intermixed_args(arguments)
@@ -37,6 +44,8 @@ def main(arguments: list[str]) -> int:
     from pharos.single import as_dict, closing, new_run, reopen_run, run_from_sweep
     from pharos.trial import Outcome
 
+    if options.export:
+        return _export(options)
     if options.family:
         single = new_run(options.family, options.settings)
     elif options.sweep:
@@ -46,6 +55,25 @@ def main(arguments: list[str]) -> int:
     ending = single.train()
     print(json.dumps(as_dict(single, ending), indent=2) if options.json else closing(single, ending))
     return {Outcome.COMPLETE: 0, Outcome.INTERRUPTED: 130}.get(ending.outcome, 1)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pharos.errors import InputError
+    from pharos.export import closing, export_weights
+    from pharos.single import find_trial, reopen_run
+    from pharos.trial import trial_id
+
+    if options.family:
+        raise InputError("--export: says what to do with --from SWEEP or --resume RUN; --family has no weights yet")
+    if options.sweep:
+        sweep, plan, record = find_trial(options.sweep, options.trial, options.settings)
+        source, params = sweep.sub("trials", trial_id(record.number)), record.params
+    else:
+        run = reopen_run(options.resume, options.settings)
+        source, plan, params = run.folder, run.plan, run.params
+    model = export_weights(source, plan, params, options.export)
+    print(json.dumps(model, indent=2) if options.json else closing(model, options.export))
+    return 0
 
 
 if __name__ == "__main__":

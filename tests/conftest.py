@@ -4,7 +4,7 @@ import importlib.machinery
 import math
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import hypothesis
 import pytest
 import torch
+from pair import Pair
 from torch import Tensor, nn
 
 from pharos import families
@@ -34,6 +35,14 @@ hypothesis.settings.load_profile("pharos")
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Pair]:
+    """Two processes for trials of two workers, warm from test to test."""
+    pair = Pair()
+    yield pair
+    pair.close()
 
 
 @dataclass
@@ -128,7 +137,6 @@ class Toy:
             max_fidelity=4,
             objective="error",
             checkpoint_seconds=0.0,
-            precision="fp32",
             threads=1,
         )
         return replace(spec, **changes)

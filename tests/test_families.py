@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pair import Pair
 
 from pharos.checkpoint import Checkpoints
 from pharos.config import Plan, flatten, make_plan
@@ -46,7 +49,6 @@ def spec_of(plan: Plan, folder: Path, config: dict[str, Any] | None = None) -> T
         max_fidelity=plan.recipe.fidelity(build_config(plan.recipe.Config, config)),
         objective=plan.settings.objective.metric,
         checkpoint_seconds=0.0,
-        precision="fp32",
         threads=1,
     )
 
@@ -114,11 +116,12 @@ def test_every_parameter_is_trained(plan: Plan, tmp_path: Path) -> None:
     execute(spec_of(plan, tmp_path), lambda report: None)
     newest = Checkpoints(Storage(str(tmp_path / "checkpoints"))).newest()
     assert newest is not None
-    for name, learner in newest[1]["learners"].items():
-        moments = learner["optimizer"]["state"]
-        assert moments, f"{name} was never stepped"
-        for index, state in moments.items():
-            assert state["exp_avg"].abs().sum() > 0, f"parameter {index} of {name} never had a gradient"
+    for name in newest.state["learners"]:
+        moments = newest.tensors(f"learners/{name}/optimizer/")
+        means = {key: value for key, value in moments.items() if key.endswith("/exp_avg")}
+        assert means, f"{name} was never stepped"
+        for key, value in means.items():
+            assert value.abs().sum() > 0, f"{key} of {name} never had a gradient"
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
@@ -147,9 +150,10 @@ def test_a_trial_that_lost_its_process_gives_the_numbers_it_would_have_given(
     ours, theirs = (Checkpoints(Storage(str(f / "checkpoints"))).newest() for f in (broken, whole))
     assert ours is not None
     assert theirs is not None
-    for name, learner in theirs[1]["learners"].items():
-        for key, value in learner["module"].items():
-            assert torch.equal(ours[1]["learners"][name]["module"][key], value), f"{name}.{key}"
+    weights = [name for name in theirs.names("") if "/weights/" in name]
+    assert {name.split("/")[1] for name in weights} == set(theirs.state["learners"])
+    for name in weights:
+        assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
 
 
 def test_an_interruption_saves_and_the_trial_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
@@ -172,10 +176,68 @@ def test_absurd_learning_rates_end_as_diverged_and_not_as_a_crash(plan: Plan, tm
 
 
 def test_it_trains_in_bf16(plan: Plan, tmp_path: Path) -> None:
-    ending = execute(dataclasses.replace(spec_of(plan, tmp_path), precision="bf16"), lambda report: None)
+    ending = execute(dataclasses.replace(spec_of(plan, tmp_path), engine={"precision": "bf16"}), lambda report: None)
     assert ending.outcome == Outcome.COMPLETE, ending.reason
 
 
 def test_settings_that_are_flat_names_exist(plan: Plan) -> None:
     names = flatten(plan.config, "recipe.")
     assert set(plan.space.names) <= set(names)
+
+
+# Steps enough for a difference to grow: 20 and more in each family's loops.
+SMALL_BATCHES = {"batch_size": 8}
+
+
+def losses(reports: list[Report]) -> list[dict[str, float]]:
+    return [{k: v for k, v in report.metrics.items() if k.startswith("loss/")} for report in reports]
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[TrialSpec, list[Report]]]:
+    """What a family's trial of small batches reports with one worker."""
+
+    @functools.cache
+    def train(family: str) -> tuple[TrialSpec, list[Report]]:
+        plan = make_plan(family, ["scale=tiny", "tracking=none"])
+        spec = spec_of(plan, tmp_path_factory.mktemp(family), {**plan.trial_config({}), **SMALL_BATCHES})
+        reports: list[Report] = []
+        assert execute(spec, reports.append).outcome == Outcome.COMPLETE
+        return spec, reports
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{}, *({"name": "deepspeed", "zero": zero} for zero in (0, 1, 2, 3))],
+    ids=["torch", "zero0", "zero1", "zero2", "zero3"],
+)
+def test_two_workers_train_as_one_does(
+    family: str,
+    engine: dict[str, Any],
+    one_worker: Callable[[str], tuple[TrialSpec, list[Report]]],
+    pair: Pair,
+    tmp_path: Path,
+) -> None:
+    spec, alone = one_worker(family)
+    engine = dataclasses.asdict(make_plan(family, overrides(engine)).settings.engine)
+    if engine["zero"] == 3:  # else no parameter of so small a model would leave its worker
+        engine["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    ending, together = pair.train(dataclasses.replace(spec, folder=str(tmp_path), engine=engine))
+    assert ending.outcome == Outcome.COMPLETE, ending.reason
+    assert [report.fidelity for report in together] == [report.fidelity for report in alone]
+    for ours, theirs in zip(losses(together), losses(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    # Whoever wrote it, the last checkpoint is the same model.
+    written = [Checkpoints(Storage(f"{folder}/checkpoints")).newest() for folder in (tmp_path, spec.folder)]
+    assert written[0] is not None
+    assert written[1] is not None
+    assert written[0].world_size == 2
+    for name, value in written[1].tensors("learners/").items():
+        torch.testing.assert_close(written[0].tensor(f"learners/{name}"), value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def overrides(engine: dict[str, Any]) -> list[str]:
+    typed = [f"engine={engine['name']}", f"engine.zero={engine['zero']}"] if engine else []
+    return ["scale=tiny", "tracking=none", *typed]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,9 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pharos.engines import PRECISIONS, EngineConfig
 from pharos.errors import InputError
-from pharos.families import load_recipe, space_file, suggest
-from pharos.learner import PRECISIONS
+from pharos.families import ROOT, load_recipe, space_file, suggest
 from pharos.recipe import Recipe, build_config
 from pharos.space import Dimension, Params, Space, parse_dimension, parse_space
 from pharos.trial import TrialSpec
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 SWEEP_OVERRIDES = ("trials", "backend", "retries", "checkpoint_seconds", "resources.", "tracking.")
 """What may change when a sweep is resumed or extended."""
-RUN_OVERRIDES = ("seed", "checkpoint_seconds", "resources.", "tracking.", "engine.precision")
+RUN_OVERRIDES = ("seed", "retries", "checkpoint_seconds", "resources.", "tracking.", "engine.")
 """What may change when a sweep's trial is trained again, or a run goes on."""
 
 _SPACE_KEYS = {"objective": dict, "space": dict, "first_trials": list}
@@ -87,19 +88,14 @@ class TrackingConfig:
 
 
 @dataclass
-class EngineConfig:
-    """What runs a learner."""
-
-    name: str = "torch"
-    precision: str = "fp32"
-
-
-@dataclass
 class ResourcesConfig:
     """What a trial gets, and how many run at once."""
 
-    cpus: int = 1
-    gpus: float | None = None
+    workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float | None = None
+    placement: str = "pack"
+    hang_seconds: float = 600.0
     concurrency: int | None = None
     cluster_cpus: int | None = None
 
@@ -132,8 +128,9 @@ class Settings:
             "sampler.name": (self.sampler.name, ("tpe", "random")),
             "tracking.name": (self.tracking.name, ("wandb", "none")),
             "tracking.mode": (self.tracking.mode, ("auto", "online", "offline")),
-            "engine.name": (self.engine.name, ("torch",)),
+            "engine.name": (self.engine.name, ("torch", "deepspeed")),
             "engine.precision": (self.engine.precision, tuple(PRECISIONS)),
+            "resources.placement": (self.resources.placement, ("pack", "strict_pack", "spread")),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -144,8 +141,12 @@ class Settings:
             "checkpoint_seconds": (self.checkpoint_seconds, 0),
             "scheduler.reduction": (self.scheduler.reduction, 2),
             "sampler.startup": (self.sampler.startup, 1),
-            "resources.cpus": (self.resources.cpus, 1),
-            "resources.gpus": (self.resources.gpus, 0),
+            "engine.zero": (self.engine.zero, 0),
+            "engine.accumulation": (self.engine.accumulation, 1),
+            "resources.workers": (self.resources.workers, 1),
+            "resources.cpus_per_worker": (self.resources.cpus_per_worker, 1),
+            "resources.gpus_per_worker": (self.resources.gpus_per_worker, 0),
+            "resources.hang_seconds": (self.resources.hang_seconds, 1),
             "resources.concurrency": (self.resources.concurrency, 1),
             "resources.cluster_cpus": (self.resources.cluster_cpus, 1),
         }
@@ -154,6 +155,25 @@ class Settings:
                 raise InputError(f"{name}={number}: must be at least {low:g}")
         if not 0 < self.scheduler.grace <= 1:
             raise InputError(f"scheduler.grace={self.scheduler.grace}: a share of a whole trial, above 0 and at most 1")
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        """Refuses what several workers, or an engine, cannot do."""
+        gpus, workers = self.resources.gpus_per_worker or 0, self.resources.workers
+        if workers > 1 and self.backend == "local":
+            raise InputError(f"resources.workers={workers} needs backend=tune: backend=local is this process alone")
+        if gpus != int(gpus) and (workers > 1 or gpus > 1):
+            raise InputError(f"resources.gpus_per_worker={gpus:g}: only trials of one worker can share a GPU")
+        if gpus > 1:
+            raise InputError(f"resources.gpus_per_worker={gpus:g}: a worker uses one GPU; ask for more workers instead")
+        if self.engine.zero > 3:
+            raise InputError(f"engine.zero={self.engine.zero}: ZeRO has the stages 0, 1, 2 and 3")
+        if self.engine.name == "torch" and (self.engine.zero or self.engine.offload or self.engine.config):
+            raise InputError("engine.zero, engine.offload and engine.config are DeepSpeed's: add engine=deepspeed")
+        if self.engine.name == "deepspeed" and self.engine.precision == "fp16" and not self.engine.zero:
+            raise InputError("engine.precision=fp16 needs engine.zero=1, 2 or 3; without ZeRO take engine=torch")
+        if self.engine.offload and not self.engine.zero:
+            raise InputError("engine.offload needs engine.zero=1, 2 or 3: without ZeRO the optimiser stays where it is")
 
 
 @dataclass
@@ -224,9 +244,9 @@ class Plan:
             max_fidelity=self.recipe.fidelity(self.build_config(params)),
             objective=settings.objective.metric,
             checkpoint_seconds=settings.checkpoint_seconds,
-            precision=settings.engine.precision,
-            threads=settings.resources.cpus,
-            gpus=settings.resources.gpus,
+            threads=settings.resources.cpus_per_worker,
+            gpus=settings.resources.gpus_per_worker,
+            engine=dataclasses.asdict(settings.engine),
             tracking=settings.tracking.to_dict(tracking_folder),
         )
 
@@ -278,6 +298,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     config = container.pop("recipe")
     settings = _in_one_line(lambda: build_config(Settings, {str(key): value for key, value in container.items()}))
 
+    settings.engine = _with_file(settings.engine)
     if settings.tracking.name == "wandb" and importlib.util.find_spec("wandb") is None:
         raise InputError("tracking=wandb needs wandb: pip install -c constraints.txt wandb, or use tracking=none")
     names = flatten(config, "recipe.")
@@ -328,8 +349,11 @@ def reopen_plan(
         merged: Settings = OmegaConf.to_object(OmegaConf.merge(settings, OmegaConf.from_dotlist(changes)))  # type: ignore[assignment]
         return merged
 
+    settings = _in_one_line(merge)
+    if any(text.startswith("engine.") for text in overrides):
+        settings.engine = _with_file(settings.engine)
     return Plan(
-        settings=_in_one_line(merge),
+        settings=settings,
         recipe=load_recipe(document["settings"]["family"]),
         config=document["recipe"],
         space=parse_space(document["space"], "sweep.yaml"),
@@ -347,6 +371,31 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _with_file(engine: EngineConfig) -> EngineConfig:
+    """The configuration with what its DeepSpeed file holds: a sweep keeps the content, not the name.
+
+    Raises:
+        InputError: DeepSpeed is not installed, or the file is not what it should be.
+    """
+    if engine.name != "deepspeed":
+        return engine
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError("engine=deepspeed needs DeepSpeed: pip install -c constraints.txt 'pharos-sweeps[deepspeed]'")
+    path = Path(engine.config) if engine.config else ROOT / "cluster" / "deepspeed" / f"zero{engine.zero}.json"
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"engine.config={path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"engine.config={path}: not JSON ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("zero_optimization", {}), dict):
+        raise InputError(f"engine.config={path}: must be an object, and zero_optimization in it one too")
+    for key in ("optimizer", "scheduler"):
+        if key in content:
+            raise InputError(f"engine.config={path}: {key} is the recipe's; take it out")
+    return dataclasses.replace(engine, deepspeed=content)
 
 
 def _expand(text: str) -> str:

@@ -1,19 +1,21 @@
-"""A learner: one module, one optimiser and one schedule behind one engine (here: `torch`, one process)."""
+"""A learner: one module, one optimiser and one schedule behind one engine (`pharos.engines`)."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pharos.checkpoint import Checkpoint, Part
+from pharos.engines import PRECISIONS, EngineConfig, make_engine
+from pharos.engines.activations import checkpoint_activations
 from pharos.errors import InputError
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+from pharos.world import World
 
 
 @dataclass
@@ -51,39 +53,68 @@ class OptimConfig:
 class Learner:
     """One module, one optimiser. Call it like the module; `step(loss)` is one update.
 
+    With several workers each calls it with its share of the batch and steps with the mean loss over that share: the
+    update is that of the mean over the whole batch. All of them must step the same learners in the same order.
+
+    A gradient that is not of its own step's loss is to be kept out with `frozen()`: `torch` forgets such gradients at
+    the next step, `deepspeed` refuses them.
+
     Args:
-        name: Its name in checkpoints and in the reported `loss/<name>`.
+        name: Its name in checkpoints and in the reported `loss/<name>`; without '/'.
         module: The network, as single-device code.
         optim: The optimiser's configuration.
-        device: Where the module is moved to.
-        precision: `fp32`, or `bf16`: calls run under autocast; their floating-point outputs come back as fp32.
+        engine: What runs it, and in which precision. Under `bf16` and `fp16` calls run under autocast (but DeepSpeed's
+            fp16 has fp16 weights), and their floating-point outputs come back as fp32.
+        world: The workers that train it together.
+        saved: A checkpoint that holds it; its weights and the optimiser's state are taken up.
     """
 
-    def __init__(self, name: str, module: nn.Module, optim: OptimConfig, device: torch.device, precision: str):
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        optim: OptimConfig,
+        *,
+        engine: EngineConfig | None = None,
+        world: World | None = None,
+        saved: Checkpoint | None = None,
+    ):
+        engine, world = engine or EngineConfig(), world or World()
         self.name = name
-        self.module = module.to(device)
-        self.optimizer = _optimizer(self.module, optim)
+        self.module = module.to(world.device)
+        if saved is not None:
+            self.module.load_state_dict(saved.tensors(f"learners/{name}/weights/"))
+        if engine.activation_checkpointing:
+            checkpoint_activations(self.module)
         self._optim = optim
-        self._device = device
-        self._autocast = PRECISIONS[precision]
+        self._world = world
+        self._engine = make_engine(self.module, optim, engine, world)
+        if saved is not None:
+            self._engine.load(saved, f"learners/{name}/")
+        self._autocast = None if engine.has_half_weights else PRECISIONS[engine.precision]
+        self._is_cast = engine.precision != "fp32"
+        self._is_training = True  # neither frozen nor evaluating
         # A running sum on the device: its mean is reported, a NaN in it betrays a divergence, and no step waits.
-        self._loss_sum = torch.zeros((), device=device)
+        self._loss_sum = torch.zeros((), device=world.device)
         self._steps = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._autocast is None:
-            return self.module(*args, **kwargs)
-        with torch.autocast(self._device.type, self._autocast):
-            out = self.module(*args, **kwargs)
+        # Where no gradient reaches the parameters, the engine has nothing to prepare.
+        forward = self._engine if torch.is_grad_enabled() and self._is_training else self.module
+        if not self._is_cast:
+            return forward(*args, **kwargs)
+        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+            out = forward(*args, **kwargs)
         return out.float() if isinstance(out, Tensor) and out.is_floating_point() else out
 
     def step(self, loss: Tensor) -> None:
-        """One update from a scalar loss: gradients cleared, back-propagated, clipped, applied."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self._optim.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.clip_norm)
-        self.optimizer.step()
+        """One update from this worker's scalar loss: back-propagated, averaged over the workers, clipped, applied.
+
+        With `engine.accumulation=k` every k-th call applies the mean gradient of the last k.
+        """
+        if self._world.loss_weight != 1:
+            loss = loss * self._world.loss_weight
+        self._engine.update(loss)
         self._loss_sum += loss.detach()
         self._steps += 1
 
@@ -91,27 +122,47 @@ class Learner:
     def frozen(self) -> Iterator[Learner]:
         """Within the block, gradients pass through the module but none reaches its parameters."""
         wanted = [p for p in self.module.parameters() if p.requires_grad]
+        before, self._is_training = self._is_training, False
         for parameter in wanted:
             parameter.requires_grad_(False)
         try:
             yield self
         finally:
+            self._is_training = before
             for parameter in wanted:
                 parameter.requires_grad_(True)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Learner]:
-        """Within the block, the module is in evaluation mode and no gradient is recorded."""
+        """Within the block, the module is in evaluation mode and no gradient is recorded.
+
+        The running statistics of batch normalisation are those of all workers then, and stay so.
+        """
+        self.share_statistics()
+        before, self._is_training = self._is_training, False
         training = self.module.training
         self.module.eval()
         try:
             with torch.no_grad():
                 yield self
         finally:
+            self._is_training = before
             self.module.train(training)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the module's state, whole whatever the engine; on its device."""
+        with self._engine.whole():
+            return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the module's state; the optimiser's stays."""
+        with self._engine.whole(write=True):
+            self.module.load_state_dict(weights)
+
+    # What the run uses
+
     def take_mean_loss(self) -> float | None:
-        """The mean loss of the steps since the last call; None when there were none."""
+        """This worker's mean loss of the steps since the last call; None when there were none."""
         mean = float(self._loss_sum) / self._steps if self._steps else None
         self._loss_sum.zero_()
         self._steps = 0
@@ -125,15 +176,25 @@ class Learner:
         """
         self._loss_sum.zero_()
         self._steps = 0
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._optim.lr * _rate(self._optim, progress)
+        self._engine.set_rate(self._optim.lr * _rate(self._optim, progress))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def share_statistics(self) -> None:
+        """Averages the running statistics of batch normalisation over the workers."""
+        if self._world.size > 1:
+            for module in self.module.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    for statistic in (module.running_mean, module.running_var):
+                        if statistic is not None:
+                            self._world.average(statistic)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def parts(self) -> Iterator[Part]:
+        """What this worker adds to a checkpoint."""
+        for part in self._engine.parts():
+            yield replace(part, name=f"learners/{self.name}/{part.name}")
+
+    def close(self) -> None:
+        """Gives back what the engine holds."""
+        self._engine.close()
 
 
 def _rate(config: OptimConfig, progress: float) -> float:
@@ -142,19 +203,3 @@ def _rate(config: OptimConfig, progress: float) -> float:
         return 1.0
     left = (1 - progress) / (1 - config.hold)
     return left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
-
-
-def _optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, config.lr, config.beta1, weight_decay=config.weight_decay, fused=True)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    # Fused: one kernel for all parameters, on CPU as on GPU.
-    return kind(
-        parameters,
-        config.lr,
-        (config.beta1, config.beta2),
-        config.eps,
-        config.weight_decay,
-        fused=True,
-    )

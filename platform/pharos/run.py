@@ -13,6 +13,9 @@ The timetable, for a recipe with two loops:
 
 Random states are never saved: every epoch sets them from (seed, loop, epoch, rank), so a resumed trial gives the
 numbers it would have given.
+
+With several workers the same recipe runs in each of them, on its share of every batch. They keep step by themselves:
+what is decided in a recipe must be decided alike in all of them, from `epoch.shared`, from reports or from `run.mean`.
 """
 
 from __future__ import annotations
@@ -30,14 +33,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pharos.checkpoint import Checkpoints
+from pharos.checkpoint import Checkpoint, Checkpoints, Part
+from pharos.engines import EngineConfig
+from pharos.errors import PharosError
 from pharos.learner import Learner, OptimConfig
 from pharos.trial import Outcome, Report, TrialStopped
+from pharos.world import World
 
 T = TypeVar("T")
 Batch = TypeVar("Batch", Tensor, tuple[Tensor, ...])
 
 _SHARED_BETWEEN_TRIALS = 2
+# Workers ask each other whether to stop about this often, in seconds: at each batch it would cost too much.
+_ASK_LEAST, _ASK_MOST = 0.25, 1.0
 _cache: OrderedDict[Hashable, Any] = OrderedDict()
 _cache_lock = threading.Lock()
 
@@ -47,31 +55,30 @@ class Run:
 
     Args:
         seed: Every random number of the trial follows from it.
-        device: Where learners live.
+        world: The workers that train the trial together, and where their learners live.
         objective: The metric the search compares; its last value is the trial's result.
         on_report: Receives each report at once; it must not wait for storage or network.
-        checkpoints: Where to save and resume; None trains without either.
+        checkpoints: Where to save; None trains without.
+        saved: The checkpoint to go on from.
         checkpoint_seconds: Least time between two checkpoints; there is always one at the end.
-        precision: Of the learners' forward passes, `fp32` or `bf16`.
+        engine: What runs the learners.
     """
-
-    rank = 0
-    world_size = 1
 
     def __init__(
         self,
         *,
         seed: int,
-        device: torch.device,
+        world: World | None = None,
         objective: str = "",
         on_report: Callable[[Report], None] = lambda report: None,
         on_image: Callable[[int, str, Tensor], None] = lambda step, name, image: None,
         checkpoints: Checkpoints | None = None,
+        saved: Checkpoint | None = None,
         checkpoint_seconds: float = 30.0,
-        precision: str = "fp32",
+        engine: EngineConfig | None = None,
     ):
         self.seed = seed
-        self.device = device
+        self.world = world or World()
         self.state: dict[str, Any] = {}
         """Anything else a resumed trial needs: nested dicts and lists of tensors, numbers and strings."""
         self.fidelity = 0
@@ -80,14 +87,17 @@ class Run:
         """The last metrics reported."""
         self.started_at = 0.0
         """Wall-clock time of the first batch in this process."""
+        self.ticks = 0
+        """Grows while the trial gets on; a watcher takes one that stands still for hung."""
         self._objective = objective
         self._on_report = on_report
         self._on_image = on_image
         self._checkpoints = checkpoints
         self._checkpoint_seconds = checkpoint_seconds
-        self._precision = precision
+        self._engine = engine or EngineConfig()
         self._learners: dict[str, Learner] = {}
-        self._unclaimed: dict[str, Any] = {}  # restored learners that the recipe has not asked for yet
+        self._saved = saved
+        self._unclaimed: list[str] = []  # saved learners that the recipe has not asked for yet
         self._done: dict[str, int] = {}  # loop -> iterations finished
         self._loops: list[str] = []  # the loops entered, outermost first
         self._broken_loop = ""
@@ -95,25 +105,48 @@ class Run:
         self._interrupted = False
         self._saved_fidelity = 0
         self._base_seconds = 0.0
-        self._restore()
+        self._asked_at = time.monotonic()
+        self._ask_every = self._ask_in = 1  # batches
+        if saved is not None:
+            self._restore(saved)
         self._saved_at = self._entered_at = time.monotonic()
         _seed_everything(self._stream("start"))
 
     # What a recipe uses
 
+    @property
+    def device(self) -> torch.device:
+        """Where this worker's learners live."""
+        return self.world.device
+
+    @property
+    def rank(self) -> int:
+        """Which of the trial's workers this is."""
+        return self.world.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many workers train the trial."""
+        return self.world.size
+
     def learner(self, name: str, module: nn.Module, optim: OptimConfig) -> Learner:
         """Registers a module with its optimiser; a resumed trial gets its weights and moments back here.
 
         Raises:
-            ValueError: The name is taken.
+            ValueError: The name is taken, or has a '/'.
         """
-        if name in self._learners:
-            raise ValueError(f"this run already has a learner {name!r}")
-        learner = Learner(name, module, optim, self.device, self._precision)
-        if name in self._unclaimed:
-            learner.load_state_dict(self._unclaimed.pop(name))
-        self._learners[name] = learner
-        return learner
+        if name in self._learners or "/" in name:
+            raise ValueError(f"this run already has a learner {name!r}, or a name has a '/'")
+        saved = self._saved if name in self._unclaimed else None
+        self._learners[name] = Learner(name, module, optim, engine=self._engine, world=self.world, saved=saved)
+        if saved is not None:
+            self._unclaimed.remove(name)
+            self._saved = self._saved if self._unclaimed else None
+        return self._learners[name]
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean of each value over the workers, the same on all of them: for decisions of a recipe."""
+        return self.world.mean(values)
 
     def epochs(self, name: str, count: int) -> Iterator[Epoch]:
         """The epochs of a loop that are left. To leave it early, call `epoch.end_loop()`; never `break`.
@@ -160,7 +193,8 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint, if there was any progress since the last."""
         if self._checkpoints is not None and self.fidelity > self._saved_fidelity:
-            learners = {name: learner.state_dict() for name, learner in self._learners.items()}
+            for learner in self._learners.values():
+                learner.share_statistics()
             self._checkpoints.save(
                 self.fidelity,
                 {
@@ -168,29 +202,44 @@ class Run:
                     "seconds": self.seconds,
                     "done": self._done,
                     "metrics": self.metrics,
-                    "learners": self._unclaimed | learners,
+                    "learners": [*self._unclaimed, *self._learners],
                     "state": self.state,
                 },
+                self._parts(),
+                self.world,
+                {"name": self._engine.name, "zero": self._engine.zero, "precision": self._engine.precision},
             )
             self._saved_fidelity = self.fidelity
+            self.ticks += 1
         self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Gives back what the learners' engines hold, so that the next trial finds the process as this one did."""
+        for learner in self._learners.values():
+            learner.close()
+        self._learners.clear()
 
     def check_loops(self) -> None:
         """Complains of a loop that was left by `break`."""
         if self._broken_loop:
             raise RuntimeError(f"the loop {self._broken_loop!r} was left by break; call epoch.end_loop() instead")
 
-    def _restore(self) -> None:
-        newest = self._checkpoints.newest() if self._checkpoints is not None else None
-        if newest is None:
-            return
-        _, saved = newest
-        self.fidelity = self._saved_fidelity = saved["fidelity"]
-        self._base_seconds = saved["seconds"]
-        self._done = saved["done"]
-        self.metrics = saved["metrics"]
-        self.state = saved["state"]
-        self._unclaimed = saved["learners"]
+    def _restore(self, saved: Checkpoint) -> None:
+        state = saved.state
+        self.fidelity = self._saved_fidelity = state["fidelity"]
+        self._base_seconds = state["seconds"]
+        self._done = state["done"]
+        self.metrics = state["metrics"]
+        self.state = state["state"]
+        self._unclaimed = state["learners"]
+
+    def _parts(self) -> Iterator[Part]:
+        for learner in self._learners.values():
+            yield from learner.parts()
+        if self._saved is not None and self.rank == 0:
+            for name in self._unclaimed:
+                for key, tensor in self._saved.tensors(f"learners/{name}/").items():
+                    yield Part.whole(f"learners/{name}/{key}", tensor)
 
     def _loop(self, name: str, count: int, make: Callable[[str, int], T]) -> Iterator[T]:
         self.check_loops()
@@ -220,10 +269,13 @@ class Run:
 
     def _end_epoch(self) -> None:
         self.fidelity += 1
-        if self._interrupted:
+        self.ticks += 1
+        is_due = time.monotonic() - self._saved_at >= self._checkpoint_seconds
+        interrupted, due = self.world.most([float(self._interrupted), float(is_due)])
+        if interrupted:
             self.save()
             raise TrialStopped(Outcome.INTERRUPTED)
-        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+        if due:
             self.save()
 
     def _report(self, metrics: Mapping[str, float]) -> None:
@@ -232,14 +284,18 @@ class Run:
             loss = learner.take_mean_loss()
             if loss is not None:
                 values[f"loss/{learner.name}"] = loss
+        self.ticks += 1
+        # All workers go on with the same numbers, so that they judge them alike.
+        values = self.world.mean(values)
         # A report without the objective leaves its last value standing: that is the trial's result.
         self.metrics = {name: value for name, value in self.metrics.items() if name == self._objective} | values
         for name, value in values.items():
             if not math.isfinite(value) and (name == self._objective or name.startswith("loss/")):
                 raise self._diverged(name, value)
-        self._raise_if_stopped()
+        self._ask()
         self._on_report(Report(self.fidelity + 1, values, self.seconds))
-        self._raise_if_stopped()
+        if self.world.size == 1:
+            self._ask()
 
     def divergence(self) -> TrialStopped | None:
         """What to make of an error inside the recipe: the end of a diverged trial, if a loss is non-finite."""
@@ -252,9 +308,27 @@ class Run:
     def _diverged(self, name: str, value: float) -> TrialStopped:
         return TrialStopped(Outcome.DIVERGED, f"{name} became {value} in epoch {self.fidelity + 1}")
 
-    def _raise_if_stopped(self) -> None:
-        if self._stop is not None:
-            raise self._stop
+    def _between_batches(self) -> None:
+        """Ends the trial here if the platform wants it; workers agree on it, all at the same batch."""
+        self.ticks += 1
+        if self.world.size > 1:
+            self._ask_in -= 1
+            if self._ask_in > 0:
+                return
+        since = self._ask()
+        self._asked_at = time.monotonic()
+        if since < _ASK_LEAST:
+            self._ask_every *= 2
+        elif since > _ASK_MOST:
+            self._ask_every = max(1, self._ask_every // 2)
+        self._ask_in = self._ask_every
+
+    def _ask(self) -> float:
+        """Ends the trial here if one of the workers was told to; returns the seconds since it was last asked so."""
+        stop, since = self.world.most([float(self._stop is not None), time.monotonic() - self._asked_at])
+        if stop:
+            raise self._stop or TrialStopped(Outcome.PRUNED, "stopped with the worker of rank 0")
+        return since
 
     def _stream(self, *parts: object) -> int:
         """A seed for one purpose, from the trial's seed: the same in every process and on every machine."""
@@ -267,38 +341,64 @@ class Epoch:
 
     Attributes:
         index: Its number in its loop, from 0.
-        shared: A random generator that is in the same state on every rank: for decisions a batch shares.
-        local: One that differs from rank to rank: for draws per sample. Both live on the CPU.
+        shared: A random generator, on the CPU, that is in the same state on every worker: for what a batch shares.
     """
 
     def __init__(self, run: Run, key: str, index: int):
         self.index = index
         self.shared = torch.Generator().manual_seed(run._stream(key, index, "shared"))
-        self.local = torch.Generator().manual_seed(run._stream(key, index, "local", run.rank))
         self.ended_loop = False
+        # The stream's name is as old as the first numbers that were published; another would change them.
+        self._samples = torch.Generator().manual_seed(run._stream(key, index, "local", 0))
         self._order = torch.Generator().manual_seed(run._stream(key, index, "order"))
         self._run = run
+        self._batch = 0  # samples of the present batch, over all workers
 
     def batches(self, data: Batch, batch_size: int) -> Iterator[Batch]:
         """Shuffled batches of a tensor, or of several along their first axis; a short last one is left out.
 
+        With `engine.accumulation=k` each comes in k parts, one after the other.
+
         Args:
             data: (n, ...) or a tuple of such, on any device; batches stay there.
-            batch_size: Over all ranks; a rank gets its share. More than n gives one batch of n.
+            batch_size: Over all workers; each gets its share. More than n gives one batch of n.
+
+        Raises:
+            PharosError: A batch is too small to be shared.
         """
         run = self._run
         first = data if isinstance(data, Tensor) else data[0]
         batch_size = min(batch_size, len(first))
+        workers, parts = run.world.size, run._engine.accumulation
+        if batch_size < workers * parts:
+            raise PharosError(f"a batch of {batch_size} is too small for {workers} workers and {parts} parts")
         order = torch.randperm(len(first), generator=self._order).to(first.device)
         if not run.started_at:
             run.started_at = time.time()
         for start in range(0, len(first) - batch_size + 1, batch_size):
-            run._raise_if_stopped()
-            chosen = order[start : start + batch_size][run.rank :: run.world_size]
-            if isinstance(data, Tensor):
-                yield data.index_select(0, chosen)
-            else:
-                yield tuple(part.index_select(0, chosen) for part in data)
+            whole = order[start : start + batch_size]
+            for turn in range(parts):
+                run._between_batches()
+                shared = whole[turn::parts]
+                chosen = shared[run.rank :: workers]
+                self._batch = len(shared)
+                run.world.loss_weight = len(chosen) * workers * parts / batch_size
+                if isinstance(data, Tensor):
+                    yield data.index_select(0, chosen)
+                else:
+                    yield tuple(part.index_select(0, chosen) for part in data)
+
+    def per_sample(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """Random values for the samples of the present batch, the same for a sample however many workers there are.
+
+        Args:
+            draw: Makes (count, ...) from the count and a generator on the CPU. It is asked for the whole batch on
+                every worker.
+
+        Returns:
+            This worker's share of them.
+        """
+        return draw(self._batch, self._samples)[self._run.rank :: self._run.world_size]
 
     def end_loop(self) -> None:
         """Makes this epoch the last of its loop, here and in a trial that is resumed later."""

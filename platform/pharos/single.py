@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from pharos.backends import check_ray
+from pharos.checkpoint import Checkpoints
 from pharos.command import on_stop_signal
 from pharos.config import RUN_OVERRIDES, Plan, make_plan, reopen_plan
 from pharos.console import clock
@@ -21,7 +23,7 @@ from pharos.execute import execute
 from pharos.run import Run
 from pharos.space import Params
 from pharos.storage import Storage
-from pharos.study import best_record, read_records
+from pharos.study import TrialRecord, best_record, read_records
 from pharos.summary import versions
 from pharos.sweep import find_folder, read_plan, without_url
 from pharos.tracking import wait_for_trackers
@@ -44,20 +46,19 @@ class Single:
         spec = self.plan.trial_spec(self.name, 0, self.params, self.folder.root, self.folder.root)
         started = time.monotonic()
         runs: list[Run] = []
+        gangs: list[Any] = []
 
         def on_report(report: Report) -> None:
             done = report.fidelity - first
             left = (time.monotonic() - started) / done * (spec.max_fidelity - report.fidelity)
             shown = {n: v for n, v in report.metrics.items() if n == spec.objective or n.startswith("loss/")}
             values = "  ".join(f"{name}={value:<10.4g}" for name, value in shown.items())
-            print(
-                f"epoch {report.fidelity}/{spec.max_fidelity}  {values}{clock(left)} left", file=sys.stderr, flush=True
-            )
+            _say(f"epoch {report.fidelity}/{spec.max_fidelity}  {values}{clock(left)} left")
 
         def interrupt() -> None:
-            print("stopping: saves at the end of the epoch (once more to stop at once)", file=sys.stderr)
-            for run in runs:
-                run.interrupt()
+            _say("stopping: saves at the end of the epoch (once more to stop at once)")
+            for running in (*runs, *gangs):
+                running.interrupt()
 
         first = 0
 
@@ -66,9 +67,16 @@ class Single:
             first = run.fidelity
             runs.append(run)
             if first:
-                print(f"goes on from epoch {first}", file=sys.stderr)
+                _say(f"goes on from epoch {first}")
 
         with on_stop_signal(interrupt):
+            if self.plan.settings.resources.workers > 1:
+                check_ray("resources.workers above 1")
+                from pharos.backends.single import run_trial
+
+                saved = Checkpoints(self.folder.sub("checkpoints")).newest_path()
+                first = int(Path(saved).name) if saved else 0
+                return run_trial(spec, self.plan.settings, on_report, gangs.append, _say)
             ending = execute(spec, on_report, on_run)
         wait_for_trackers(30)
         return ending
@@ -90,7 +98,17 @@ def run_from_sweep(sweep: str, trial: str | None, overrides: Sequence[str]) -> S
     Raises:
         InputError: There is no such sweep or trial, or no trial of it was completed.
     """
-    folder, plan = read_plan(sweep, ["tracking.name=none", *overrides], RUN_OVERRIDES)
+    folder, plan, record = find_trial(sweep, trial, ["tracking.name=none", *overrides])
+    return _create(plan, record.params, Storage(str(Path(folder.root).parent)))
+
+
+def find_trial(sweep: str, trial: str | None, overrides: Sequence[str]) -> tuple[Storage, Plan, TrialRecord]:
+    """A sweep's folder and plan, and its best trial's record or that of the one named.
+
+    Raises:
+        InputError: There is no such sweep or trial, or no trial of it was completed.
+    """
+    folder, plan = read_plan(sweep, overrides, RUN_OVERRIDES)
     mode, records = read_records(Path(folder.path("study.journal")))
     if trial is None:
         record = best_record(records, mode)
@@ -101,7 +119,7 @@ def run_from_sweep(sweep: str, trial: str | None, overrides: Sequence[str]) -> S
         if trial.zfill(5) not in numbers:
             raise InputError(f"--trial {trial}: {sweep} has no such trial; it has {', '.join(numbers)}")
         record = numbers[trial.zfill(5)]
-    return _create(plan, record.params, Storage(str(Path(folder.root).parent)))
+    return folder, plan, record
 
 
 def reopen_run(name: str, overrides: Sequence[str]) -> Single:
@@ -140,6 +158,10 @@ def as_dict(single: Single, ending: Ending) -> dict[str, Any]:
         "metrics": ending.metrics,
         "folder": single.folder.root,
     }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _create(plan: Plan, params: Params, home: Storage) -> Single:

@@ -122,7 +122,8 @@ def _hours(plan: Plan, records: Mapping[int, TrialRecord], usage: Usage) -> dict
         else:
             spent["lost"] += record.seconds
     spent["waiting"] = max(0.0, usage.slot_seconds - sum(spent.values()))
-    gpus = plan.settings.resources.gpus
-    each = gpus or plan.settings.resources.cpus
+    resources = plan.settings.resources
+    gpus = resources.gpus_per_worker
+    each = (gpus or resources.cpus_per_worker) * resources.workers
     hours = {purpose: round(seconds * each / 3600, 4) for purpose, seconds in spent.items()}
     return {"gpu_hours" if gpus else "cpu_hours": hours}

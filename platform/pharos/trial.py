@@ -42,11 +42,12 @@ class TrialSpec:
     max_fidelity: int
     objective: str
     checkpoint_seconds: float
-    precision: str
     threads: int
-    """CPU threads the trial may use; 0 leaves PyTorch's own choice."""
+    """CPU threads each worker may use; 0 leaves PyTorch's own choice."""
     gpus: float | None = None
-    """GPUs the trial has; 0 keeps it on the CPU, None takes one if the process sees any."""
+    """GPUs each worker has; 0 keeps it on the CPU, None takes one if the process sees any."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """What runs the learners: the fields of `pharos.engines.EngineConfig`."""
     tracking: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -90,6 +91,8 @@ class Ending:
     started_at: float = 0.0
     """Wall-clock time of the attempt's first training step (0: none was made)."""
     ended_at: float = 0.0
+    is_lost_link: bool = False
+    """Whether it failed because another worker of the trial was gone or silent."""
 
 
 class TrialStopped(BaseException):

@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import errno
-import json
-import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers import TINY, Listener, outcomes, rows
 
-from pharos.console import Console
 from pharos.errors import InputError
 from pharos.study import TrialRecord
 from pharos.sweep import Sweep, reopen, start
 from pharos.trial import Outcome, Report
-
-TINY = ["scale=tiny", "recipe.epochs=12", "recipe.student_epochs=3", "scheduler.grace=0.4"]
-
-
-@pytest.fixture(scope="session")
-def run_sweep() -> Iterator[Callable[[Sweep], None]]:
-    from pharos.backends import tune  # sets what Ray reads at its import
-
-    tune.ray.init(
-        "local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level=logging.ERROR
-    )
-    yield tune.run_sweep
-    tune.ray.shutdown()
-
-
-class Listener(Console):
-    """Remembers what a sweep says; may act on a report."""
-
-    def __init__(self, on_report: Callable[[TrialRecord, Report], None] = lambda record, report: None) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-        self.reported = on_report  # type: ignore[method-assign]
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def rows(sweep: Sweep, number: int) -> list[dict[str, Any]]:
-    text = Path(sweep.storage.path("trials", f"{number:05d}", "metrics.jsonl")).read_text()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
-
-
-def outcomes(sweep: Sweep) -> list[Outcome]:
-    return [record.outcome for record in sweep.study.records.values()]
 
 
 def test_a_sweep_runs_its_trials_on_warm_processes_and_tracks_each(
@@ -141,7 +104,7 @@ def test_trials_that_diverge_do_not_end_the_sweep(run_sweep: Callable[[Sweep], N
 
 
 def test_a_trial_that_never_fits_is_refused_at_once(run_sweep: Callable[[Sweep], None], tmp_path: Path) -> None:
-    sweep = start("tipsy", [*TINY, f"storage.url={tmp_path}", "resources.cpus=64"], Listener())
+    sweep = start("tipsy", [*TINY, f"storage.url={tmp_path}", "resources.cpus_per_worker=64"], Listener())
     began = time.monotonic()
     with pytest.raises(InputError, match="64 CPU, the cluster has 2 CPU"):
         run_sweep(sweep)

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 from torch import nn
 
-from pharos.checkpoint import Checkpoints
+from pharos.checkpoint import Checkpoints, Part
 from pharos.errors import PharosError
 from pharos.storage import Storage
+from pharos.world import World
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-FILES = ("state.safetensors", "state.json", "manifest.json")
+FILES = ("state.json", "rank-00000.safetensors", "manifest.json")
 
 
 @pytest.fixture
@@ -32,6 +35,12 @@ def checkpoints(storage):
 
 def state_of(step):
     return {"step": step, "weights": torch.full((3,), float(step)), "betas": (0.9, 0.99)}
+
+
+def newest(checkpoints):
+    """The step and the state of the newest."""
+    checkpoint = checkpoints.newest()
+    return checkpoint.step, checkpoint.state
 
 
 def same(a, b):
@@ -72,7 +81,7 @@ STATES = st.recursive(
 def test_any_nested_state_comes_back_as_it_was(tmp_path_factory, state):
     checkpoints = Checkpoints(Storage(str(tmp_path_factory.mktemp("any"))))
     checkpoints.save(3, state)
-    step, restored = checkpoints.newest()
+    step, restored = newest(checkpoints)
     assert step == 3
     assert same(restored, state), (restored, state)
 
@@ -88,7 +97,7 @@ def test_tensors_under_keys_that_look_alike_stay_apart(checkpoints, keys):
 
     state = with_tensors(keys)
     checkpoints.save(1, state)
-    assert same(checkpoints.newest()[1], state)
+    assert same(checkpoints.newest().state, state)
 
 
 def test_optimiser_moments_come_back_and_fit_the_optimiser(checkpoints):
@@ -97,7 +106,7 @@ def test_optimiser_moments_come_back_and_fit_the_optimiser(checkpoints):
     module(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     checkpoints.save(1, optimizer.state_dict())
-    restored = checkpoints.newest()[1]
+    restored = checkpoints.newest().state
     assert same(restored["state"], optimizer.state_dict()["state"])
     torch.optim.Adam(module.parameters()).load_state_dict(restored)
 
@@ -109,7 +118,7 @@ def test_tied_weights_and_views_are_saved_by_value(checkpoints):
     tied = nn.ModuleDict({"embedding": embedding, "head": head}).state_dict()
     base = torch.arange(6.0)
     checkpoints.save(1, {"tied": dict(tied), "view": base[::2], "turned": base.view(2, 3).t(), "base": base})
-    restored = checkpoints.newest()[1]
+    restored = checkpoints.newest().state
     assert same(restored["tied"], dict(tied))
     assert torch.equal(restored["view"], base[::2])
     assert torch.equal(restored["turned"], base.view(2, 3).t())
@@ -119,7 +128,7 @@ def test_a_saved_state_does_not_follow_later_changes(checkpoints):
     weights = torch.zeros(2)
     checkpoints.save(1, {"weights": weights})
     weights += 1
-    assert torch.equal(checkpoints.newest()[1]["weights"], torch.zeros(2))
+    assert torch.equal(checkpoints.newest().state["weights"], torch.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +138,7 @@ def test_foreign_objects_are_refused_and_the_checkpoint_before_stays(checkpoints
     checkpoints.save(1, state_of(1))
     with pytest.raises(TypeError, match="a checkpoint cannot hold"):
         checkpoints.save(2, {"x": foreign})
-    assert checkpoints.newest()[0] == 1
+    assert checkpoints.newest().step == 1
 
 
 def test_the_message_says_where_the_foreign_object_lies(checkpoints):
@@ -146,7 +155,7 @@ def test_the_two_newest_are_kept(checkpoints, storage):
     for step in (1, 2, 10, 100):
         path = checkpoints.save(step, state_of(step))
     assert storage.list() == ["00000010", "00000100"]
-    assert same(checkpoints.newest(), (100, state_of(100)))
+    assert same(newest(checkpoints), (100, state_of(100)))
     assert checkpoints.newest_path() == path == storage.path("00000100")
 
 
@@ -158,15 +167,15 @@ def test_leftovers_of_a_later_step_never_push_out_the_valid_ones(checkpoints, st
     assert Checkpoints(storage).newest() is None
     for step in (3, 4):  # the trial starts again from nothing
         checkpoints.save(step, state_of(step))
-        assert same(Checkpoints(storage).newest(), (step, state_of(step)))
+        assert same(newest(Checkpoints(storage)), (step, state_of(step)))
     Path(storage.path("00000004", "state.json")).write_text("{}")
-    assert same(checkpoints.newest(), (3, state_of(3)))
+    assert same(newest(checkpoints), (3, state_of(3)))
 
 
 def test_saving_a_step_again_replaces_it(checkpoints):
     checkpoints.save(1, state_of(1))
     checkpoints.save(1, state_of(5))
-    assert same(checkpoints.newest(), (1, state_of(5)))
+    assert same(newest(checkpoints), (1, state_of(5)))
 
 
 class Killed(BaseException):
@@ -188,10 +197,10 @@ def test_a_kill_before_any_write_leaves_the_checkpoint_before(checkpoints, stora
     with pytest.raises(Killed):
         checkpoints.save(2, state_of(2))
     monkeypatch.undo()
-    assert same(Checkpoints(storage).newest(), (1, state_of(1)))
+    assert same(newest(Checkpoints(storage)), (1, state_of(1)))
     assert checkpoints.newest_path() == storage.path("00000001")
     checkpoints.save(2, state_of(2))
-    assert same(checkpoints.newest(), (2, state_of(2)))
+    assert same(newest(checkpoints), (2, state_of(2)))
 
 
 def test_the_manifest_is_written_last_and_is_the_third_file(checkpoints, monkeypatch):
@@ -205,12 +214,12 @@ def test_without_its_manifest_a_checkpoint_does_not_exist(checkpoints, storage, 
     for step in (1, 2):
         checkpoints.save(step, state_of(step))
     storage.remove("00000002/manifest.json")
-    assert same(checkpoints.newest(), (1, state_of(1)))
+    assert same(newest(checkpoints), (1, state_of(1)))
     assert checkpoints.newest_path() == storage.path("00000001")
     assert not caplog.records  # nothing is wrong: it was never committed
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.json"])
 def test_any_flipped_byte_is_noticed_and_logged_with_its_path(checkpoints, storage, caplog, name):
     for step in (1, 2):
         checkpoints.save(step, state_of(step))
@@ -219,7 +228,7 @@ def test_any_flipped_byte_is_noticed_and_logged_with_its_path(checkpoints, stora
     for position in range(0, len(whole), 5):
         caplog.clear()
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        assert same(checkpoints.newest(), (1, state_of(1)))
+        assert same(newest(checkpoints), (1, state_of(1)))
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert storage.path("00000002") in caplog.text
         assert name in caplog.text
@@ -235,7 +244,7 @@ def test_a_flipped_byte_of_the_manifest_never_gives_a_wrong_state(checkpoints, s
         for bit in (1, 0x80):
             caplog.clear()
             path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
-            step, state = checkpoints.newest()
+            step, state = newest(checkpoints)
             assert same(state, state_of(step))
             assert bool(caplog.records) == (step == 1)
             rejected += step == 1
@@ -250,7 +259,7 @@ def test_a_truncated_file_gives_the_checkpoint_before(checkpoints, storage, capl
     whole = path.read_bytes()
     for length in (0, len(whole) // 2, len(whole) - 2):
         path.write_bytes(whole[:length])
-        assert same(checkpoints.newest(), (1, state_of(1)))
+        assert same(newest(checkpoints), (1, state_of(1)))
         assert storage.path("00000002") in caplog.text
 
 
@@ -271,7 +280,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(checkpoints, mo
     with pytest.raises(PharosError, match="No space left on device"):
         checkpoints.save(2, state_of(2))
     monkeypatch.undo()
-    assert checkpoints.newest()[0] == 1
+    assert checkpoints.newest().step == 1
 
 
 def test_the_files_are_safetensors_and_json_and_loading_never_unpickles(checkpoints, storage, monkeypatch):
@@ -283,9 +292,213 @@ def test_the_files_are_safetensors_and_json_and_loading_never_unpickles(checkpoi
     for name in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
         monkeypatch.setattr(name, forbidden)
     assert storage.list("00000001") == sorted(FILES)
-    assert len(load(storage.read_bytes("00000001/state.safetensors"))) == 3
+    assert len(load(storage.read_bytes("00000001/rank-00000.safetensors"))) == 3
     json.loads(storage.read_bytes("00000001/state.json"))
     manifest = storage.read_json("00000001/manifest.json")
     assert manifest["step"] == 1
     assert manifest["files"]["state.json"]["bytes"] == len(storage.read_bytes("00000001/state.json"))
-    assert checkpoints.newest()[0] == 1
+    assert checkpoints.newest().step == 1
+
+
+class Threads(World):
+    """One of several workers that are threads of this process."""
+
+    def __init__(self, rank, size, meeting, values):
+        super().__init__(rank, size)
+        self._meeting = meeting
+        self._values = values
+
+    def barrier(self):
+        self._meeting.wait()
+
+    def gather(self, value):
+        self._values[self.rank] = value
+        self._meeting.wait()
+        values = list(self._values)
+        self._meeting.wait()
+        return values
+
+
+def together(size, work):
+    """What each of so many workers returns or raises, by rank."""
+    meeting, values = threading.Barrier(size, timeout=30), [None] * size
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(work, Threads(rank, size, meeting, values)) for rank in range(size)]
+        return [future.exception() or future.result() for future in futures]
+
+
+def pieces_of(tensor, cuts):
+    """A tensor's elements cut at these places, one piece a worker; a worker without any elements holds nothing."""
+    flat, ends = tensor.reshape(-1), [*cuts, tensor.numel()]
+    starts = [0, *cuts]
+    return [
+        [Part("learners/net/weights/w", flat[start:end], tuple(tensor.shape), start)] if end > start else []
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def save_pieces(checkpoints, step, parts, state=None):
+    """Saves with as many workers as there are lists of parts."""
+    return together(len(parts), lambda world: checkpoints.save(step, state, parts[world.rank], world))
+
+
+@st.composite
+def split_tensors(draw):
+    shape = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
+    count = math.prod(shape)
+    workers = draw(st.integers(1, 4))
+    cuts = sorted(draw(st.lists(st.integers(0, count), min_size=workers - 1, max_size=workers - 1)))
+    start = draw(st.integers(0, count))
+    seed, dtype = draw(st.integers(0, 9)), draw(st.sampled_from([torch.float32, torch.float16, torch.int64]))
+    values = torch.randint(0, 1000, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return values, cuts, start, draw(st.integers(0, count - start))
+
+
+@settings(max_examples=60)
+@given(case=split_tensors())
+def test_what_several_workers_hold_of_a_tensor_comes_back_whole_or_in_any_run(tmp_path_factory, case):
+    tensor, cuts, start, count = case
+    checkpoints = Checkpoints(Storage(str(tmp_path_factory.mktemp("split"))))
+    parts = pieces_of(tensor, cuts)
+    paths = save_pieces(checkpoints, 1, parts)
+    assert set(paths) == {checkpoints.newest_path()}
+    checkpoint = checkpoints.newest()
+    assert checkpoint.world_size == len(parts)
+    assert checkpoint.names("learners/net/") == ["weights/w"]
+    assert checkpoint.shape("learners/net/weights/w") == tuple(tensor.shape)
+    assert same(checkpoint.tensors("learners/net/"), {"weights/w": tensor})
+    assert same(checkpoint.elements("learners/net/weights/w", start, count), tensor.reshape(-1)[start : start + count])
+
+
+def test_rank_0_gives_the_state_and_each_worker_what_it_alone_holds(checkpoints, storage):
+    own = [torch.full((2,), float(rank)) for rank in range(3)]
+
+    def save(world):
+        part = Part.whole(f"learners/net/weights/{world.rank}", own[world.rank])
+        return checkpoints.save(4, {"rank": world.rank, "t": own[world.rank]}, [part], world, {"name": "torch"})
+
+    together(3, save)
+    checkpoint = checkpoints.newest()
+    assert same(checkpoint.state, {"rank": 0, "t": own[0]})
+    assert same(checkpoint.tensors("learners/net/weights/"), {str(rank): own[rank] for rank in range(3)})
+    ranks = [f"rank-{rank:05d}.safetensors" for rank in range(3)]
+    assert storage.list("00000004") == sorted(["state.json", "manifest.json", *ranks])
+    manifest = storage.read_json("00000004/manifest.json")
+    assert (manifest["world_size"], manifest["engine"]) == (3, {"name": "torch"})
+
+
+def test_what_one_worker_has_verified_another_reads_by_its_step(checkpoints):
+    for step in (1, 2):
+        save_pieces(checkpoints, step, pieces_of(torch.arange(6.0) * step, [2]), state_of(step))
+    again = checkpoints.at(1)
+    assert same((again.step, again.state, again.world_size), (1, state_of(1), 2))
+    assert same(again.tensor("learners/net/weights/w"), torch.arange(6.0))
+
+
+def damage_missing(path):
+    path.unlink()
+
+
+def damage_truncated(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_changed(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("damage", [damage_missing, damage_truncated, damage_changed])
+def test_a_worker_s_file_that_is_damaged_gives_the_checkpoint_before(checkpoints, storage, caplog, damage, rank):
+    tensor = torch.arange(6.0)
+    for step in (1, 2):
+        save_pieces(checkpoints, step, pieces_of(tensor * step, [2, 4]), state_of(step))
+    name = f"rank-{rank:05d}.safetensors"
+    damage(Path(storage.path("00000002", name)))
+    assert same(newest(checkpoints), (1, state_of(1)))
+    assert same(checkpoints.newest().tensor("learners/net/weights/w"), tensor)
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    assert storage.path("00000002") in caplog.text
+    assert name in caplog.text
+
+
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_a_worker_that_cannot_write_ends_the_saving_of_all_without_a_manifest(
+    checkpoints, storage, monkeypatch, refused
+):
+    parts = pieces_of(torch.arange(6.0), [2, 4])
+    save_pieces(checkpoints, 1, parts, state_of(1))
+    write = Storage.write_bytes
+
+    def full(self, path, data):
+        if f"rank-{refused:05d}" in path:
+            raise PharosError(f"cannot write {path}: No space left on device")
+        write(self, path, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", full)
+    answers = save_pieces(checkpoints, 2, parts, state_of(2))
+    monkeypatch.undo()
+    reason = f"cannot write 00000002/rank-{refused:05d}.safetensors: No space left on device"
+    assert [(type(answer), str(answer)) for answer in answers] == [(PharosError, reason)] * 3
+    assert not storage.exists("00000002/manifest.json")
+    assert same(newest(checkpoints), (1, state_of(1)))
+    assert checkpoints.newest_path() == storage.path("00000001")
+
+
+def test_pieces_that_do_not_make_up_the_whole_are_one_line_when_they_are_read(checkpoints):
+    first, _, third = pieces_of(torch.arange(6.0), [2, 4])
+    save_pieces(checkpoints, 1, [first, third])
+    checkpoint = checkpoints.newest()
+    name = "learners/net/weights/w"
+    for read in (lambda: checkpoint.tensor(name), lambda: checkpoint.elements(name, 1, 2)):
+        with pytest.raises(PharosError, match="the pieces of learners/net/weights/w do not make up the whole") as error:
+            read()
+        assert "\n" not in str(error.value)
+    assert same(checkpoint.elements(name, 0, 2), torch.arange(2.0))
+    assert same(checkpoint.elements(name, 4, 2), torch.arange(4.0, 6.0))
+
+
+def test_nothing_is_committed_before_rank_0_has_written_the_manifest(checkpoints, storage, monkeypatch, caplog):
+    parts = pieces_of(torch.arange(6.0), [2, 4])
+    save_pieces(checkpoints, 1, parts, state_of(1))
+    write, written = Storage.write_bytes, []
+
+    def dying(self, path, data):
+        if path.endswith("manifest.json"):
+            written.append(self.list("00000002"))
+            raise Killed
+        write(self, path, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", dying)
+    answers = save_pieces(checkpoints, 2, parts, state_of(2))
+    monkeypatch.undo()
+    assert isinstance(answers[0], Killed)
+    # All other files lay there by then, and rank 0 alone writes the manifest.
+    assert written == [[*(f"rank-{rank:05d}.safetensors" for rank in range(3)), "state.json"]]
+    assert same(newest(checkpoints), (1, state_of(1)))
+    assert checkpoints.newest_path() == storage.path("00000001")
+    assert not caplog.records
+
+
+def test_a_smaller_group_leaves_no_file_of_the_larger_one_that_wrote_the_step_before_it(checkpoints, storage):
+    tensor = torch.arange(6.0)
+    save_pieces(checkpoints, 1, pieces_of(tensor, [2, 4]))
+    save_pieces(checkpoints, 1, pieces_of(tensor + 1, [3]))
+    assert storage.list("00000001") == [
+        "manifest.json",
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+        "state.json",
+    ]
+    assert same(checkpoints.newest().tensor("learners/net/weights/w"), tensor + 1)
+
+
+def test_a_learner_s_tensor_may_be_empty_or_tied(checkpoints):
+    shared = torch.arange(3.0)
+    parts = [Part.whole("learners/a/weights/empty", torch.zeros(0, 2))]
+    parts += [Part.whole(f"learners/a/weights/{name}", shared) for name in ("x", "y")]
+    checkpoints.save(1, None, parts)
+    assert same(
+        checkpoints.newest().tensors("learners/a/weights/"), {"empty": torch.zeros(0, 2), "x": shared, "y": shared}
+    )

@@ -1,11 +1,15 @@
 """A plan is what was typed, resolved; what was typed wrongly is one line that says what would be right."""
 
+import dataclasses
+import importlib.util
+import json
 import re
 
 import pytest
 import yaml
 
 from pharos.config import RUN_OVERRIDES, Settings, flatten, make_plan, reopen_plan
+from pharos.engines import EngineConfig
 from pharos.errors import InputError
 from pharos.families import families, load_recipe, space_file, suggest
 
@@ -75,10 +79,12 @@ def test_first_trials_that_pinning_makes_equal_are_run_once():
 
 
 def test_settings_and_groups_are_overridden():
-    made = plan("trials=3", "scheduler=none", "sampler.startup=2", "tracking=none", "resources.gpus=0.5", "seed=9")
+    made = plan(
+        "trials=3", "scheduler=none", "sampler.startup=2", "tracking=none", "resources.gpus_per_worker=0.5", "seed=9"
+    )
     assert (made.settings.trials, made.settings.seed) == (3, 9)
     assert (made.settings.scheduler.name, made.settings.sampler.startup) == ("none", 2)
-    assert (made.settings.tracking.name, made.settings.resources.gpus) == ("none", 0.5)
+    assert (made.settings.tracking.name, made.settings.resources.gpus_per_worker) == ("none", 0.5)
 
 
 def test_a_pinned_value_leaves_the_search_and_enters_the_configuration():
@@ -147,6 +153,10 @@ def test_a_trials_configuration_has_its_values_in_place_and_leaves_the_plan_alon
         ("objective.mode=minimum", "objective.mode=minimum: did you mean min?"),
         ("engine.precision=bf15", "engine.precision=bf15: did you mean bf16?"),
         ("backend=ray", "backend=ray: choose from tune, local"),
+        ("engine=deepsped", "engine=deepsped: did you mean deepspeed?"),
+        ("engine.name=torhc", "engine.name=torhc: did you mean torch?"),
+        ("resources.placement=spred", "resources.placement=spred: did you mean spread?"),
+        ("resources.gpus=1", "resources.gpus: no such setting; did you mean resources."),
     ],
 )
 def test_a_typo_gets_a_suggestion(override, words):
@@ -159,11 +169,17 @@ def test_a_typo_gets_a_suggestion(override, words):
         ("trials=many", "trials"),
         ("trials=1.5", "trials"),
         ("seed=null", "seed"),
-        ("resources.gpus=one", "resources.gpus"),
+        ("resources.gpus_per_worker=one", "resources.gpus_per_worker"),
         ("recipe.epochs=2.5", "recipe.epochs"),
         ("recipe.lr=fast", "recipe.lr"),
         ("recipe.lr=[1,2]", "recipe.lr"),
         ("scheduler.grace=none", "scheduler.grace"),
+        ("resources.workers=1.5", "resources.workers"),
+        ("resources.workers=null", "resources.workers"),
+        ("resources.hang_seconds=long", "resources.hang_seconds"),
+        ("engine.zero=two", "engine.zero"),
+        ("engine.accumulation=0.5", "engine.accumulation"),
+        ("engine.offload=maybe", "engine.offload"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_one_line_that_names_it(override, name):
@@ -180,10 +196,14 @@ def test_a_value_of_the_wrong_type_is_one_line_that_names_it(override, name):
         "scheduler.grace=0",
         "scheduler.grace=1.5",
         "sampler.startup=0",
-        "resources.cpus=0",
-        "resources.gpus=-1",
+        "resources.cpus_per_worker=0",
+        "resources.gpus_per_worker=-1",
         "resources.concurrency=0",
         "resources.cluster_cpus=0",
+        "resources.workers=0",
+        "resources.hang_seconds=0.5",
+        "engine.zero=-1",
+        "engine.accumulation=0",
     ],
 )
 def test_a_value_out_of_range_is_one_line_that_names_it(override):
@@ -210,6 +230,168 @@ def test_only_the_recipes_values_can_be_searched(override):
 
 def test_the_family_is_no_setting():
     assert refused("family=other") == "family=other: the family is named by --family"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["resources.workers=2", "backend=local"],
+            "resources.workers=2 needs backend=tune: backend=local is this process alone",
+        ),
+        (
+            ["resources.workers=2", "resources.gpus_per_worker=0.5"],
+            "resources.gpus_per_worker=0.5: only trials of one worker can share a GPU",
+        ),
+        (
+            ["resources.gpus_per_worker=1.5"],
+            "resources.gpus_per_worker=1.5: only trials of one worker can share a GPU",
+        ),
+        (
+            ["resources.gpus_per_worker=2"],
+            "resources.gpus_per_worker=2: a worker uses one GPU; ask for more workers instead",
+        ),
+        (["engine=deepspeed", "engine.zero=4"], "engine.zero=4: ZeRO has the stages 0, 1, 2 and 3"),
+        (["engine.zero=1"], "engine.zero, engine.offload and engine.config are DeepSpeed's: add engine=deepspeed"),
+        (
+            ["engine.offload=true"],
+            "engine.zero, engine.offload and engine.config are DeepSpeed's: add engine=deepspeed",
+        ),
+        (
+            ["engine.config=x.json"],
+            "engine.zero, engine.offload and engine.config are DeepSpeed's: add engine=deepspeed",
+        ),
+        (
+            ["engine=deepspeed", "engine.precision=fp16", "engine.zero=0"],
+            "engine.precision=fp16 needs engine.zero=1, 2 or 3; without ZeRO take engine=torch",
+        ),
+        (
+            ["engine=deepspeed", "engine.offload=true", "engine.zero=0"],
+            "engine.offload needs engine.zero=1, 2 or 3: without ZeRO the optimiser stays where it is",
+        ),
+    ],
+)
+def test_what_workers_or_an_engine_cannot_do_is_refused_in_one_line(overrides, line):
+    assert refused(*overrides) == line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["resources.workers=8", "resources.gpus_per_worker=1", "resources.placement=spread"],
+        ["resources.workers=2", "resources.gpus_per_worker=0", "resources.placement=strict_pack"],
+        ["resources.gpus_per_worker=0.25", "backend=local"],
+        ["resources.hang_seconds=1"],
+        ["engine.precision=fp16"],
+        ["engine=deepspeed", "engine.zero=0", "engine.precision=bf16"],
+        ["engine=deepspeed", "engine.zero=2", "engine.precision=fp16", "engine.offload=true"],
+        ["engine=deepspeed", "resources.workers=2", "engine.accumulation=4", "engine.activation_checkpointing=true"],
+    ],
+)
+def test_what_they_can_do_is_not(overrides):
+    plan(*overrides)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_each_zero_stage_comes_with_its_file(zero):
+    engine = plan("engine=deepspeed", f"engine.zero={zero}").settings.engine
+    assert engine.deepspeed["zero_optimization"]["stage"] == zero
+    assert (engine.name, engine.zero, engine.config) == ("deepspeed", zero, None)
+
+
+def test_the_engine_torch_has_no_file_and_deepspeed_begins_with_the_first_stage():
+    assert plan().settings.engine == EngineConfig()
+    engine = plan("engine=deepspeed").settings.engine
+    assert engine == EngineConfig("deepspeed", zero=1, deepspeed=engine.deepspeed)
+    assert engine.deepspeed["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"zero: 1", "not JSON (Expecting value"),
+        (b"", "not JSON (Expecting value"),
+        (b"\xff{}", "not JSON ("),
+        (b"[1]", "must be an object, and zero_optimization in it one too"),
+        (b'{"zero_optimization": 2}', "must be an object, and zero_optimization in it one too"),
+        (b'{"optimizer": {"type": "Adam"}}', "optimizer is the recipe's; take it out"),
+        (b'{"scheduler": {"type": "WarmupLR"}}', "scheduler is the recipe's; take it out"),
+    ],
+)
+def test_a_deepspeed_file_that_is_not_what_it_should_be_is_one_line_that_names_it(tmp_path, content, words):
+    file = tmp_path / "ds.json"
+    if content is not None:
+        file.write_bytes(content)
+    message = refused("engine=deepspeed", f"engine.config={file}")
+    assert message.startswith(f"engine.config={file}: {words}")
+
+
+def test_a_folder_is_no_deepspeed_file(tmp_path):
+    message = refused("engine=deepspeed", f"engine.config={tmp_path}")
+    assert message == f"engine.config={tmp_path}: cannot be read (Is a directory)"
+
+
+def test_without_deepspeed_its_engine_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: find(name) if name != "deepspeed" else None)
+    assert refused("engine=deepspeed").startswith("engine=deepspeed needs DeepSpeed: pip install")
+    plan()
+
+
+@pytest.fixture
+def deepspeed_file(tmp_path):
+    """A file of one's own; it is written anew by what a test calls it with."""
+    file = tmp_path / "ds.json"
+
+    def write(bucket):
+        content = {"zero_optimization": {"reduce_bucket_size": bucket}, "communication_data_type": "fp32"}
+        file.write_text(json.dumps(content))
+        return content
+
+    write.path = file
+    return write
+
+
+def test_a_sweep_keeps_what_its_deepspeed_file_held_when_it_started(deepspeed_file):
+    content = deepspeed_file(1000)
+    made = plan("engine=deepspeed", f"engine.config={deepspeed_file.path}")
+    assert made.to_dict()["settings"]["engine"]["deepspeed"] == content
+    document = reread(made)
+    deepspeed_file(2000)
+    assert reopen_plan(document, ["trials=20", "resources.workers=2"]).settings.engine.deepspeed == content
+    assert reopen_plan(document, ["seed=4"], RUN_OVERRIDES).settings.engine.deepspeed == content
+    deepspeed_file.path.unlink()
+    assert reopen_plan(document, []).settings.engine.deepspeed == content
+
+
+def test_a_file_is_read_again_where_the_engine_s_settings_change(deepspeed_file):
+    deepspeed_file(1000)
+    document = reread(plan("engine=deepspeed", f"engine.config={deepspeed_file.path}"))
+    other = deepspeed_file(2000)
+    assert reopen_plan(document, ["engine.zero=2"], RUN_OVERRIDES).settings.engine.deepspeed == other
+    deepspeed_file.path.unlink()
+    with pytest.raises(InputError, match="cannot be read") as error:
+        reopen_plan(document, ["engine.zero=2"], RUN_OVERRIDES)
+    assert "\n" not in str(error.value)
+    engine = reopen_plan(document, ["engine.zero=3", "engine.config=null"], RUN_OVERRIDES).settings.engine
+    assert engine.deepspeed["zero_optimization"]["stage"] == 3
+    with pytest.raises(InputError, match="what exists keeps its configuration"):
+        reopen_plan(document, ["engine.zero=2"])
+
+
+def test_a_trial_s_specification_has_what_each_of_its_workers_gets():
+    made = plan(
+        "resources.workers=2",
+        "resources.cpus_per_worker=3",
+        "resources.gpus_per_worker=1",
+        "engine=deepspeed",
+        "engine.zero=2",
+    )
+    spec = made.trial_spec("sweep", 0, {}, "folder", "tracking")
+    assert (spec.threads, spec.gpus) == (3, 1.0)
+    assert EngineConfig(**spec.engine) == made.settings.engine
+    assert json.loads(json.dumps(dataclasses.asdict(spec))) == dataclasses.asdict(spec)
 
 
 def test_trials_are_added_by_extend_alone():
@@ -286,10 +468,12 @@ def test_a_named_space_is_another_file(toy):
     "overrides",
     [
         [],
-        ["scale=tiny", "trials=3", "scheduler=none", "resources.gpus=0.5"],
+        ["scale=tiny", "trials=3", "scheduler=none", "resources.gpus_per_worker=0.5"],
         ["recipe.lr=0.02", "recipe.noise=interval(0, 2)", "recipe.width=choice(4, 8)", "first_trials=[]"],
         ["recipe.lr=tag(log, interval(1e-6, 0.5))", "recipe.kind=choice(plain, noisy)", "recipe.noise=0.5"],
         ["recipe.dropout=range(0, 0.5, 0.1)", "recipe.width=int(tag(log, interval(2, 64)))"],
+        ["resources.workers=4", "resources.placement=strict_pack", "engine.accumulation=2"],
+        ["engine=deepspeed", "engine.zero=3", "engine.offload=true", "engine.precision=fp16"],
     ],
 )
 def test_a_plan_reads_back_from_its_yaml_as_it_was(overrides):
@@ -301,9 +485,9 @@ def test_a_plan_reads_back_from_its_yaml_as_it_was(overrides):
 
 def test_a_reopened_plan_takes_new_ways_to_run_only():
     made = plan("trials=5")
-    changed = reopen_plan(reread(made), ["retries=7", "tracking.name=none", "resources.cpus=2", "trials=9"])
+    changed = reopen_plan(reread(made), ["retries=7", "tracking.name=none", "resources.cpus_per_worker=2", "trials=9"])
     assert (changed.settings.retries, changed.settings.tracking.name) == (7, "none")
-    assert (changed.settings.resources.cpus, changed.settings.trials) == (2, 9)
+    assert (changed.settings.resources.cpus_per_worker, changed.settings.trials) == (2, 9)
     assert parts(changed)[1:] == parts(made)[1:]
 
 

@@ -37,7 +37,7 @@ def without_time(folder):
 def newest_weights(folder):
     from pharos.checkpoint import Checkpoints
 
-    return Checkpoints(Storage(str(folder / "checkpoints"))).newest()[1]["learners"]["net"]["module"]
+    return Checkpoints(Storage(str(folder / "checkpoints"))).newest().tensors("learners/net/weights/")
 
 
 def raise_at(epoch_index, error):
@@ -231,7 +231,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_trial_still_ends_the_same(t
     toy.in_epoch = lambda run, epoch, config: run.interrupt() if epoch.index == 2 else None
     run_trial(toy, tmp_path / "parts")
     newest = max((tmp_path / "parts" / "checkpoints").iterdir())
-    (newest / "state.safetensors").write_bytes(b"")
+    (newest / "rank-00000.safetensors").write_bytes(b"")
     toy.in_epoch = lambda run, epoch, config: None
     ending, reports = run_trial(toy, tmp_path / "parts")
     assert ending.outcome == Outcome.COMPLETE
@@ -260,7 +260,7 @@ def test_two_processes_never_train_one_trial(toy, tmp_path, monkeypatch):
 
 def test_bf16_trains_too(toy, tmp_path):
     exact, _ = run_trial(toy, tmp_path / "fp32")
-    rough, _ = run_trial(toy, tmp_path / "bf16", precision="bf16")
+    rough, _ = run_trial(toy, tmp_path / "bf16", engine={"precision": "bf16"})
     assert rough.outcome == Outcome.COMPLETE
     assert rough.metrics["error"] != exact.metrics["error"]
     assert rough.metrics["error"] == pytest.approx(exact.metrics["error"], rel=0.2)

@@ -17,7 +17,7 @@ MODULES = sorted(
     ".".join(path.relative_to(PLATFORM).with_suffix("").parts).removesuffix(".__init__")
     for path in PHAROS.rglob("*.py")
 )
-ON_RAY = {"pharos.backends.tune", "pharos.backends.actor"}
+ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "single", "tune")}
 
 
 def python(code, *arguments):
@@ -133,6 +133,31 @@ def test_no_modules_of_the_platform_import_each_other_in_a_circle():
     assert len(done) == len(found) > 15
 
 
+def importers_of(package):
+    """The modules of the platform that import a package, wherever in them."""
+    found = modules_below(PHAROS, PLATFORM)
+    return {module for module, imported in found.items() if any(name.split(".")[0] == package for name in imported)}
+
+
+def test_each_heavy_package_is_imported_by_the_modules_that_are_about_it_alone():
+    assert importers_of("ray") == ON_RAY
+    assert importers_of("wandb") == {"pharos.tracking"}
+    assert importers_of("deepspeed") == {"pharos.engines.deepspeed_engine"}
+
+
+def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
+    found = modules_below(PHAROS, PLATFORM)
+    backends = {module for module in found if module.startswith("pharos.backends")}
+    core = {"checkpoint", "engines", "execute", "learner", "recipe", "run", "storage", "tracking", "trial", "world"}
+    for module, imported in found.items():
+        if module.split(".")[1:2] and module.split(".")[1] in core:
+            assert not imported & backends, module
+    below = {"pharos.checkpoint", "pharos.errors", "pharos.storage", "pharos.world", "pharos.engines"}
+    for module in ("pharos.world", *(name for name in found if name.startswith("pharos.engines"))):
+        known = {name for name in found[module] if name in found}
+        assert known - {"pharos"} <= below | {name for name in found if name.startswith("pharos.engines")}, module
+
+
 _BLOCKER = """
 import importlib, sys
 class Blocker:
@@ -151,11 +176,13 @@ def test_the_core_needs_neither_ray_nor_wandb_nor_deepspeed():
 
 
 def test_without_ray_the_default_backend_says_what_to_install():
-    blocker = _BLOCKER.format(blocked=("ray",))
-    result = python(blocker + "importlib.import_module('pharos.backends.tune')")
-    last = result.stderr.strip().splitlines()[-1]
-    assert "InputError: backend=tune needs Ray" in last
-    assert "backend=local" in last
+    code = (
+        "import sys, types; sys.modules['ray'] = None\n"
+        "from pharos.backends import run_sweep\n"
+        "run_sweep(types.SimpleNamespace(finished=False, settings=types.SimpleNamespace(backend='tune')))\n"
+    )
+    last = python(code).stderr.strip().splitlines()[-1]
+    assert "InputError: backend=tune (there is backend=local, too) needs Ray: pip install" in last
 
 
 @pytest.mark.parametrize("script", ["sweep", "train", "report"])
@@ -182,3 +209,19 @@ def test_search_spaces_are_read_without_torch_and_ray():
 def test_trial_values_cross_process_borders_without_torch():
     code = "import pharos.trial, pharos.errors, sys; assert not {'torch', 'ray', 'optuna'} & set(sys.modules)"
     assert python(code).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["pharos.learner", "pharos.run", "pharos.execute", "pharos.engines"])
+def test_training_starts_without_the_packages_that_it_may_not_need(module):
+    code = f"import {module}, sys; found = {{'ray', 'wandb', 'deepspeed', 'optuna', 'hydra'}} & set(sys.modules)"
+    result = python(f"{code}; assert not found, found")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_worker_starts_without_torch_and_without_the_search():
+    heavy = {"ray", "torch", "optuna", "hydra", "deepspeed"}
+    result = python(f"import pharos.backends.worker, sys; found = {heavy} & set(sys.modules); assert not found, found")
+    assert result.returncode == 0, result.stderr
+    _, imported = imports_of(PHAROS / "backends" / "worker.py", PLATFORM)
+    searching = {"config", "console", "scheduler", "space", "study", "sweep"}
+    assert not imported & {f"pharos.{name}" for name in searching}

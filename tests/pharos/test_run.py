@@ -1,8 +1,10 @@
 """A trial that is stopped anywhere and resumed gives the numbers it would have given."""
 
+import gc
 import itertools
 import math
 import random
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -15,12 +17,14 @@ from torch import nn
 
 from pharos import run as run_module
 from pharos.checkpoint import Checkpoints
+from pharos.engines import EngineConfig
+from pharos.errors import PharosError
 from pharos.learner import OptimConfig
 from pharos.run import Run
 from pharos.storage import Storage
 from pharos.trial import Outcome, TrialStopped
+from pharos.world import World
 
-CPU = torch.device("cpu")
 X = torch.linspace(-1, 1, 24)[:, None]
 Y = X.square()
 
@@ -49,7 +53,7 @@ def fit(learner, epoch, kill):
     for index, (x, y) in enumerate(epoch.batches((X, Y), 8)):
         kill(index)
         jitter = 0.1 * torch.randn(x.shape) + 0.1 * torch.rand((), generator=epoch.shared)
-        jitter = jitter + 0.1 * torch.rand(x.shape, generator=epoch.local)
+        jitter = jitter + 0.1 * epoch.per_sample(lambda count, generator: torch.rand(count, 1, generator=generator))
         learner.step(nn.functional.mse_loss(learner(x + jitter), y) * (1 + random.random() + np.random.rand()))
 
 
@@ -81,9 +85,11 @@ EPOCHS = 3 + 2 * 2 + 2
 
 
 def make_run(folder=None, recorder=None, **settings):
-    values: dict[str, Any] = {"seed": 3, "device": CPU, "objective": "error", "checkpoint_seconds": 0.0, **settings}
+    values: dict[str, Any] = {"seed": 3, "objective": "error", "checkpoint_seconds": 0.0, **settings}
     if folder is not None:
         values["checkpoints"] = Checkpoints(Storage(str(folder)))
+    if "checkpoints" in values:
+        values["saved"] = values["checkpoints"].newest()
     return Run(on_report=recorder.hear if recorder else lambda report: None, **values)
 
 
@@ -92,7 +98,7 @@ def finish(run, recorder, recipe=staged_recipe):
     run.check_loops()
     run.save()
     recorder.final = (
-        run._unclaimed | {name: learner.state_dict() for name, learner in run._learners.items()},
+        {part.name: part.values.detach().clone() for part in run._parts()},
         run.state,
         run.metrics,
         run.fidelity,
@@ -128,7 +134,7 @@ def test_the_recipe_runs_as_it_is_written(uninterrupted):
     assert sorted(uninterrupted.reports) == list(range(1, EPOCHS + 1))
     weights, state, metrics, fidelity = uninterrupted.final
     assert state["history"] == [0, 1, 2, (0, 0), (0, 1), (1, 0), (1, 1), ("last", 0), ("last", 1)]
-    assert sorted(weights) == ["first", "grown0", "grown1"]
+    assert {name.split("/")[1] for name in weights} == {"first", "grown0", "grown1"}
     assert set(metrics) == {"error", "loss/first"}
     assert fidelity == EPOCHS
 
@@ -167,8 +173,8 @@ def test_kills_in_any_batch_lose_no_number(tmp_path_factory, uninterrupted, kill
     folder, recorder = tmp_path_factory.mktemp("killed"), Recorder()
 
     class Sparse(Checkpoints):
-        def save(self, step, state):
-            return super().save(step, state) if step % every == 0 or step == EPOCHS else ""
+        def save(self, step, *what):
+            return super().save(step, *what) if step % every == 0 or step == EPOCHS else ""
 
     def fresh():
         return make_run(checkpoints=Sparse(Storage(str(folder))), recorder=recorder)
@@ -279,8 +285,9 @@ def test_a_whole_loop_is_no_broken_one():
 
 
 def draws(epoch):
-    generators = (epoch.shared, epoch.local)
-    seen = [float(torch.rand((), generator=generator)) for generator in generators]
+    seen = [float(torch.rand((), generator=epoch.shared))]
+    for _ in epoch.batches(torch.zeros(4), 4):
+        seen += epoch.per_sample(lambda count, generator: torch.rand(count, generator=generator))[:1].tolist()
     return [*seen, float(torch.rand(())), random.random(), float(np.random.rand())]
 
 
@@ -293,15 +300,20 @@ def test_every_epoch_of_every_loop_has_random_streams_of_its_own():
     assert seen == [draws(epoch) for run in [make_run()] for loop in ("a", "b") for epoch in run.epochs(loop, 3)]
 
 
-def test_ranks_share_one_stream_and_differ_in_the_other():
-    def of_rank(rank):
-        run = make_run()
-        run.rank, run.world_size = rank, 2
-        return draws(next(run.epochs("a", 1)))
+class Apart(World):
+    """One of several workers, without the others: what it would ask them it asks itself."""
 
-    (shared0, local0, global0, *_), (shared1, local1, global1, *_) = of_rank(0), of_rank(1)
+    def _reduced(self, values, how, divisor):
+        return values
+
+
+def test_ranks_share_one_stream_and_differ_in_the_others():
+    def of_rank(rank):
+        return draws(next(make_run(world=Apart(rank, 2)).epochs("a", 1)))
+
+    (shared0, sample0, global0, *_), (shared1, sample1, global1, *_) = of_rank(0), of_rank(1)
     assert shared0 == shared1
-    assert local0 != local1
+    assert sample0 != sample1
     assert global0 != global1
 
 
@@ -334,19 +346,162 @@ def test_a_batch_larger_than_the_data_is_all_of_it_once():
 
 
 @settings(max_examples=30)
-@given(n=st.integers(1, 30), size=st.integers(1, 12), world=st.integers(1, 4))
-def test_ranks_divide_every_batch_among_them(n, size, world):
-    def of_rank(rank):
-        run = make_run()
-        run.rank, run.world_size = rank, world
+@given(n=st.integers(1, 30), size=st.integers(1, 12), world=st.integers(1, 4), parts=st.integers(1, 3))
+def test_ranks_and_parts_divide_every_batch_among_them(n, size, world, parts):
+    def batches(run):
         return [batch.tolist() for batch in first_epoch(run).batches(torch.arange(n), size)]
 
-    whole = [batch.tolist() for batch in first_epoch(make_run()).batches(torch.arange(n), size)]
-    shares = [of_rank(rank) for rank in range(world)]
+    def of_rank(rank):
+        return make_run(world=Apart(rank, world), engine=EngineConfig(accumulation=parts))
+
+    if min(n, size) < world * parts:
+        with pytest.raises(PharosError) as error:
+            batches(of_rank(0))
+        assert str(error.value) == (f"a batch of {min(n, size)} is too small for {world} workers and {parts} parts")
+        return
+    whole = batches(make_run())
+    shares = [batches(of_rank(rank)) for rank in range(world)]
+    assert {len(share) for share in shares} == {len(whole) * parts}
     for index, batch in enumerate(whole):
-        parts = [share[index] for share in shares]
-        assert sorted(itertools.chain(*parts)) == sorted(batch)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        pieces = [share[index * parts + turn] for share in shares for turn in range(parts)]
+        assert sorted(itertools.chain(*pieces)) == sorted(batch)
+        assert len(set(itertools.chain(*pieces))) == sum(map(len, pieces))
+        for turn in range(parts):
+            lengths = [len(share[index * parts + turn]) for share in shares]
+            assert max(lengths) - min(lengths) <= 1
+
+
+def worker_views(workers, parts, batch_size):
+    """By worker, what it sees of each part of one epoch's batches: samples, draws for them, and the loss's weight."""
+    seen = []
+    for rank in range(workers):
+        run = make_run(world=Apart(rank, workers), engine=EngineConfig(accumulation=parts))
+        epoch = first_epoch(run)
+        seen.append(
+            [
+                (batch, [epoch.per_sample(normal) for _ in range(2)], run.world.loss_weight)
+                for batch in epoch.batches(torch.arange(20), batch_size)
+            ]
+        )
+    return seen
+
+
+def normal(count, generator):
+    return torch.randn(count, 2, generator=generator)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_a_sample_s_draws_are_the_same_however_many_workers_share_the_batch(workers, parts):
+    def by_sample(views):
+        found = {}
+        for worker in views:
+            for part in worker:
+                batch, draws, _ = part
+                assert [draw.shape for draw in draws] == [(len(batch), 2)] * 2
+                found |= {int(sample): [draw[i].tolist() for draw in draws] for i, sample in enumerate(batch)}
+        return found
+
+    alone, shared = by_sample(worker_views(1, parts, 10)), by_sample(worker_views(workers, parts, 10))
+    assert shared == alone
+    assert len(shared) == 20
+    values = [tuple(draw) for draws in shared.values() for draw in draws]
+    assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_weighted_means_of_uneven_shares_average_to_the_mean_over_the_batch(workers, parts):
+    loss = torch.linspace(-1, 2, 20).square()
+    views = worker_views(workers, parts, 10)
+    whole = [batch for (worker,) in [worker_views(1, 1, 10)] for batch, _, _ in worker]
+    for index, batch in enumerate(whole):
+        shares = [part for worker in views for part in worker[index * parts : (index + 1) * parts]]
+        mean = sum(float(loss[share].mean()) * weight for share, _, weight in shares) / (workers * parts)
+        assert mean == pytest.approx(float(loss[batch].mean()), rel=1e-6)
+    lengths = {len(share) for worker in views for share, _, _ in worker}
+    weights = {weight for worker in views for _, _, weight in worker}
+    assert (len(lengths) == 1) == (weights == {1.0})
+
+
+def test_the_draws_of_one_worker_are_those_of_the_whole_batch():
+    epoch = first_epoch(make_run())
+    counts = []
+
+    def draw(count, generator):
+        counts.append(count)
+        return torch.rand(count, generator=generator)
+
+    for batch in epoch.batches(torch.arange(7), 3):
+        assert len(epoch.per_sample(draw)) == len(batch) == 3
+    assert counts == [3, 3]
+
+
+def test_several_workers_are_asked_whether_to_stop_at_the_same_batches(monkeypatch):
+    """Rank 0 alone has heard that it is to stop; what the workers agree on stops the other too."""
+    now = [0.0]
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    asked = []
+
+    class Told(Apart):
+        def most(self, values):
+            asked.append(len(seen))
+            return [1.0 if len(seen) >= 20 else values[0], *values[1:]]
+
+    run = make_run(world=Told(1, 2))
+    seen = []
+
+    def recipe():
+        for epoch in run.epochs("a", 1):
+            for batch in epoch.batches(torch.arange(200), 2):
+                now[0] += 0.1
+                seen.append(batch)
+
+    with pytest.raises(TrialStopped) as stopped:
+        recipe()
+    assert stopped.value.outcome == Outcome.PRUNED
+    gaps = [b - a for a, b in itertools.pairwise(asked)]
+    assert gaps[0] < gaps[-1]
+    assert max(gaps) * 0.1 <= 1.0
+    assert run.ticks == len(seen) + 1
+
+
+def test_what_a_worker_reports_and_decides_from_is_the_mean_over_all_of_them():
+    class Halved(Apart):
+        def _reduced(self, values, how, divisor):
+            return [value / 2 for value in values] if divisor == 2 else values
+
+    reports = []
+    run = Run(seed=1, world=Halved(0, 2), objective="error", on_report=reports.append)
+    assert run.mean({"a": 3.0, "b": 1.0}) == {"a": 1.5, "b": 0.5}
+    for epoch in run.epochs("a", 1):
+        epoch.report(error=4.0)
+    assert (reports[0].metrics, run.metrics) == ({"error": 2.0}, {"error": 2.0})
+
+
+def test_ticks_grow_with_batches_reports_and_epochs(tmp_path):
+    run = make_run(tmp_path)
+    seen = [run.ticks]
+    for epoch in run.epochs("a", 1):
+        for _ in epoch.batches(X, 8):
+            seen.append(run.ticks)
+        epoch.report(error=1.0)
+        seen.append(run.ticks)
+    seen.append(run.ticks)
+    assert seen == sorted(set(seen))
+
+
+def test_a_learner_s_name_has_no_slash():
+    with pytest.raises(ValueError, match="'a/b', or a name has a '/'"):
+        make_run().learner("a/b", make_net(), OptimConfig())
+
+
+def test_a_closed_run_leaves_no_module_behind():
+    run = make_run()
+    module = weakref.ref(run.learner("net", make_net(), OptimConfig()).module)
+    run.close()
+    gc.collect()
+    assert module() is None
 
 
 def one_epoch(run, **metrics):
@@ -379,7 +534,7 @@ def test_other_metrics_may_be_nan():
 
 def test_a_report_has_the_mean_loss_and_the_number_of_the_epoch():
     reports = []
-    run = Run(seed=1, device=CPU, objective="error", on_report=reports.append)
+    run = Run(seed=1, objective="error", on_report=reports.append)
     net = run.learner("net", make_net(), OptimConfig("sgd", lr=0.0))
     for epoch in run.epochs("a", 2):
         for factor in (1.0, 3.0):
@@ -408,7 +563,7 @@ def test_stop_ends_the_trial_at_its_next_batch():
 
 
 def test_stop_from_within_a_report_ends_the_trial_right_there():
-    run = Run(seed=1, device=CPU, on_report=lambda report: run.stop(Outcome.PRUNED))
+    run = Run(seed=1, on_report=lambda report: run.stop(Outcome.PRUNED))
 
     def recipe():
         for epoch in run.epochs("a", 3):
@@ -441,7 +596,7 @@ def test_a_stop_without_an_interruption_saves_nothing_new(tmp_path):
 def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *what: saved.append(step))
     run = make_run(tmp_path, checkpoint_seconds=10.0)
     for _ in run.epochs("a", 9):
         now[0] += 4.0
@@ -470,19 +625,19 @@ def test_two_learners_of_one_name_are_refused():
 
 def test_learners_that_are_not_asked_for_yet_stay_in_the_checkpoint(tmp_path):
     first = make_run(tmp_path)
-    weights = first.learner("late", make_net(), OptimConfig()).state_dict()["module"]
+    weights = first.learner("late", make_net(), OptimConfig()).weights()
     for _ in first.epochs("a", 1):
         pass
     second = make_run(tmp_path)
     for _ in second.epochs("a", 2):
         pass  # saved again without asking for it
     third = make_run(tmp_path)
-    assert identical(third.learner("late", make_net(), OptimConfig()).state_dict()["module"], weights)
+    assert identical(third.learner("late", make_net(), OptimConfig()).weights(), weights)
 
 
 def test_a_picture_goes_where_the_run_is_tracked():
     shown = []
-    run = Run(seed=1, device=CPU, on_image=lambda *image: shown.append(image))
+    run = Run(seed=1, on_image=lambda *image: shown.append(image))
     image = torch.zeros(3, 2, 2)
     run.log_image("sample", image)
     assert shown == [(0, "sample", image)]

@@ -82,7 +82,7 @@ def test_the_files_of_a_trial_say_what_it_was(toy):
     assert trial["seed"] == 3
     assert (trial["config"]["noise"], trial["config"]["epochs"]) == (0.25, 2)
     assert len(sweep.storage.read_lines("trials/00001/metrics.jsonl")) == 2
-    assert Checkpoints(sweep.storage.sub("trials/00001/checkpoints")).newest()[0] == 2
+    assert Checkpoints(sweep.storage.sub("trials/00001/checkpoints")).newest().step == 2
 
 
 def test_the_summary_has_the_fields_that_its_docstring_names(toy):
@@ -117,7 +117,7 @@ def test_the_summary_has_the_fields_that_its_docstring_names(toy):
 
 
 def test_time_goes_to_its_purpose(toy, monkeypatch):
-    sweep = start(toy, "trials=4", "resources.cpus=2")
+    sweep = start(toy, "trials=4", "resources.cpus_per_worker=2")
     sweep.open(slots=1)
     endings = [
         Ending(Outcome.COMPLETE, fidelity=2, metrics={"error": 1.0}, seconds=3600.0),
@@ -421,7 +421,7 @@ def test_a_stop_that_comes_from_a_signal_reaches_the_run_at_its_next_report(toy,
     run(sweep)
     assert seen == [0]
     assert outcomes(sweep) == [Outcome.INTERRUPTED]
-    assert Checkpoints(Storage(sweep.storage.path("trials/00000/checkpoints"))).newest()[0] == 1
+    assert Checkpoints(Storage(sweep.storage.path("trials/00000/checkpoints"))).newest().step == 1
 
 
 def test_time_lost_in_several_attempts_adds_up(toy):

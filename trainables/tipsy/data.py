@@ -55,15 +55,16 @@ class Views:
     epoch: Epoch
     device: torch.device
 
-    def draw(self, count: int) -> Tensor:
-        """New views (count, 3, 3)."""
-        # One view for all ranks' poses comes from what they share; views a pose differ from rank to rank.
-        generator = self.epoch.shared if self.per == "batch" else self.epoch.local
-        views = draw_rotations(
-            count,
-            self.azimuth_max,
-            self.elevation_max,
-            per=self.per,  # type: ignore[arg-type]
-            generator=generator,
+    def draw(self) -> Tensor:
+        """New views (B, 3, 3) of this worker's share of the batch."""
+        views = self.epoch.per_sample(
+            lambda count, generator: draw_rotations(
+                count,
+                self.azimuth_max,
+                self.elevation_max,
+                per=self.per,  # type: ignore[arg-type]
+                # One view for all poses is a decision like a flip; the draws for it come from the same stream.
+                generator=self.epoch.shared if self.per == "batch" else generator,
+            )
         )
         return views.to(self.device)

@@ -201,18 +201,18 @@ class Tipsy(Recipe):
                 x = flipped(batch, config.flip, epoch.shared)
                 for _ in range(config.critic_steps):
                     swap = chance(config.label_flip, epoch.shared)
-                    loss, terms = critic_objective(generators, critic, x, views.draw(len(x)), objective, swap=swap)
+                    loss, terms = critic_objective(generators, critic, x, views.draw(), objective, swap=swap)
                     critic.step(loss)
                     seen.add(terms)
                 with critic.frozen():
-                    loss, terms = generator_objective(generators, critic, x, views.draw(len(x)), objective)
+                    loss, terms = generator_objective(generators, critic, x, views.draw(), objective)
                     generators.step(loss)
                 seen.add(terms)
             if not _is_due(epoch, config.epochs, config):
                 continue
-            means = seen.take()
+            means = run.mean(seen.take())
             with generators.evaluating():
-                scores = judge.validation(generators) | means | {"collapsed": guard.update(means)}
+                scores = run.mean(judge.validation(generators)) | means | {"collapsed": guard.update(means)}
                 if not config.student_epochs and epoch.index == config.epochs - 1:
                     scores |= judge.relative_sign(generators) | judge.tests(generators)
             if config.select != "fixed":
@@ -220,7 +220,7 @@ class Tipsy(Recipe):
             epoch.report(scores)
 
         if config.select != "fixed":
-            generators.module.load_state_dict(run.state["best"]["weights"])
+            generators.load_weights(run.state["best"]["weights"])
         if not config.student_epochs:
             return
 
@@ -291,12 +291,11 @@ def _keep_best(run: Run, config: TipsyConfig, generators: Learner, scores: Mappi
     score = scores["val/label_free" if config.select == "label_free" else "val/pa_mpjpe"]
     best = run.state.get("best")
     if best is None or (epoch.index >= config.epochs // 5 and (score < best["score"] or not best["warm"])):
-        weights = {name: value.detach().clone() for name, value in generators.module.state_dict().items()}
         run.state["best"] = {
             "score": score,
             "epoch": epoch.index,
             "warm": epoch.index >= config.epochs // 5,
-            "weights": weights,
+            "weights": generators.weights(),
         }
     else:
         # Patience counts evaluations, not epochs.

@@ -1,11 +1,38 @@
-"""Ways to run a sweep's trials: `local`, in this process, and `tune`, on Ray."""
+"""Ways to run trials: `local`, in this process, and on Ray, `tune` for a sweep's and `single` for one of its own."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import TYPE_CHECKING
+
+from pharos.errors import InputError
 
 if TYPE_CHECKING:
     from pharos.sweep import Sweep
+
+# Read by Ray when it is imported, which the modules of this package do.
+for _name, _value in {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: the console has ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its csv, json and TensorBoard files: metrics.jsonl has it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: running trials save first
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its pickled driver state: the study is the only record
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as on the driver
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+
+def check_ray(wanted_by: str) -> None:
+    """Complains if Ray is not installed.
+
+    Raises:
+        InputError: It is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(f"{wanted_by} needs Ray: pip install -c constraints.txt 'pharos-sweeps[tune]'")
 
 
 def run_sweep(sweep: Sweep) -> None:
@@ -19,5 +46,6 @@ def run_sweep(sweep: Sweep) -> None:
     if sweep.settings.backend == "local":
         from pharos.backends.local import run_sweep as run
     else:
+        check_ray("backend=tune (there is backend=local, too)")
         from pharos.backends.tune import run_sweep as run
     run(sweep)

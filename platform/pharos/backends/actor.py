@@ -1,95 +1,81 @@
-"""The process that trains trials for the Ray Tune backend. It imports nothing of the search, to start quickly."""
+"""What Ray Tune starts and reuses: a trial's one worker, or the leader of its several."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import queue
-import threading
-from pathlib import Path
+import time
 from typing import Any
 
+import ray
 from ray import tune
 
-from pharos.trial import Ending, Outcome, Report, TrialSpec
-
-_STOP_SECONDS = 60.0
+from pharos.backends.gang import Gang, Lost
+from pharos.backends.worker import START_SECONDS, Worker
+from pharos.trial import Ending, Report, TrialSpec
 
 
 class TrialActor(tune.Trainable):
-    """One process that trains one trial after the other.
-
-    A trial trains in a thread of its own and goes on while the driver makes up its mind about its last report, one
-    report ahead at most.
-    """
+    """One trial after the other, on the same processes."""
 
     def setup(self, config: dict[str, Any]) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
-        self._start(TrialSpec(**config["spec"]))
+        self._crew: Gang | _Alone
+        if config["workers"] > 1:
+            group = ray.util.get_current_placement_group()
+            assert group is not None  # Tune starts every trial in one
+            self._crew = Gang(group, config["hang_seconds"])
+        else:
+            self._crew = _Alone(config["hang_seconds"])
+        self._crew.start(TrialSpec(**config["spec"]))
 
     def step(self) -> dict[str, Any]:
-        message = self._messages.get()
+        message = self._crew.next()
         if isinstance(message, Report):
             return {"report": dataclasses.asdict(message)}
+        if isinstance(message, Lost):
+            return {"lost": dataclasses.asdict(message), "done": True}
         return {"ending": dataclasses.asdict(message), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._stop()
-        self._start(TrialSpec(**new_config["spec"]))
+        self._crew.stop()
+        self._crew.start(TrialSpec(**new_config["spec"]))
         return True
 
     def cleanup(self) -> None:
-        from pharos.tracking import wait_for_trackers
-
-        self._stop()
-        wait_for_trackers(3)
+        self._crew.close()
 
     def interrupt(self) -> None:
         """Lets the trial save at the end of its epoch and stop."""
-        self._interrupted = True
-        if self._run is not None:
-            self._run.interrupt()
+        self._crew.interrupt()
 
-    def _start(self, spec: TrialSpec) -> None:
-        self._messages: queue.Queue[Report | Ending] = queue.Queue(maxsize=1)
-        self._run: Any = None
-        self._stopped = self._interrupted = False
-        self._thread = threading.Thread(target=self._train, args=(spec, self._messages), daemon=True)
-        self._thread.start()
 
-    def _train(self, spec: TrialSpec, messages: queue.Queue[Report | Ending]) -> None:
-        from pharos.execute import execute
+class _Alone(Worker):
+    """A gang of one, in the actor's own process."""
 
-        log = Path(spec.folder) / "log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            handler = logging.StreamHandler(file)
-            logging.getLogger("pharos").addHandler(handler)
-            try:
-                messages.put(execute(spec, messages.put, self._take_run))
-            finally:
-                logging.getLogger("pharos").removeHandler(handler)
+    def __init__(self, hang_seconds: float):
+        super().__init__()
+        self._hang_seconds = hang_seconds
 
-    def _take_run(self, run: Any) -> None:
-        # Kept for `interrupt` and `_stop`, which may have been called before there was a run.
-        self._run = run
-        if self._interrupted:
-            run.interrupt()
-        if self._stopped:
-            run.stop(Outcome.PRUNED)
+    def next(self, timeout: float | None = None) -> Report | Ending:
+        ticks, ticked_at = -1, time.monotonic()
+        while True:
+            message = super().next(min(30.0, self._hang_seconds / 4))
+            if message is not None:
+                return message
+            if self.ticks() != ticks:
+                ticks, ticked_at = self.ticks(), time.monotonic()
+            elif time.monotonic() - ticked_at > self._hang_seconds + (0 if ticks > 0 else START_SECONDS):
+                raise TimeoutError(f"it did not get on for {self._hang_seconds:g} s")
 
-    def _stop(self) -> None:
-        """Ends the trial's thread, so that nothing of it runs beside the next trial."""
-        self._stopped = True
-        if self._run is not None:
-            self._run.stop(Outcome.PRUNED, "stopped early")
-        for _ in range(int(_STOP_SECONDS * 20)):
-            with contextlib.suppress(queue.Empty):
-                self._messages.get_nowait()
-            self._thread.join(0.05)
-            if not self._thread.is_alive():
-                return
-        # It hangs in a batch. Python cannot end a thread; the driver starts a new process in this one's place.
-        os._exit(1)
+    def stop(self) -> bool:
+        if not super().stop():
+            # It hangs in a batch. Python cannot end a thread; the driver starts a new process in this one's place.
+            os._exit(1)
+        return True
+
+    def close(self) -> None:
+        """Ends the trial."""
+        self.stop()
+        self.flush()

@@ -11,41 +11,20 @@ import logging
 import os
 import tempfile
 import warnings
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pharos.errors import InputError
-from pharos.families import ROOT
+import ray
+from ray import tune
+from ray.exceptions import OutOfMemoryError
+from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from pharos.backends.actor import TrialActor
+from pharos.backends.cluster import connect, fit
 from pharos.sweep import Sweep
 from pharos.trial import Ending, Outcome, Report, trial_id
-
-# Read by Ray when it is imported.
-for _name, _value in {
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: the console has ours
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its csv, json and TensorBoard files: metrics.jsonl has it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: running trials save first
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its pickled driver state: the study is the only record
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as on the driver
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-try:
-    import ray
-    from ray import tune
-    from ray.exceptions import OutOfMemoryError
-    from ray.tune import Callback
-    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-    from ray.tune.search import Searcher
-
-    from pharos.backends.actor import TrialActor
-except ImportError as _error:
-    raise InputError(
-        f"backend=tune needs Ray ({_error}): pip install -c constraints.txt 'pharos-sweeps[tune]', or use backend=local"
-    ) from None
 
 
 class _Guard:
@@ -81,7 +60,14 @@ class _StudySearcher(Searcher):
         running = sum(r.outcome == Outcome.RUNNING for r in self._sweep.study.records.values())
         with self._guard:
             spec = self._sweep.next_trial() if running < self._sweep.slots else None
-            return None if spec is None else {"spec": dataclasses.asdict(spec)}
+            if spec is None:
+                return None
+            resources = self._sweep.settings.resources
+            return {
+                "spec": dataclasses.asdict(spec),
+                "workers": resources.workers,
+                "hang_seconds": resources.hang_seconds,
+            }
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -127,6 +113,9 @@ class _Events(Callback):
             ending = result["ending"]
             with self._guard:
                 self._sweep.on_end(_number(trial), Ending(**{**ending, "outcome": Outcome(ending["outcome"])}))
+        elif "lost" in result:
+            with self._guard:
+                self._sweep.on_lost(_number(trial), result["lost"]["reason"], Outcome(result["lost"]["outcome"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error()
@@ -153,15 +142,20 @@ def run_sweep(sweep: Sweep) -> None:
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost process is said by the console, in one line
-    started = _connect(sweep.settings.resources.cluster_cpus)
+    resources = sweep.settings.resources
+    is_ours = connect(resources.cluster_cpus)
     try:
-        bundle, slots = _fit(sweep)
+        bundle, slots = fit(resources)
+        # Several workers are led by an actor that asks for nothing.
+        bundles = [bundle] if resources.workers == 1 else [{}, *[bundle] * resources.workers]
         guard = _Guard()
         sweep.open(slots)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)  # their processes start side by side
         with tempfile.TemporaryDirectory(prefix="pharos-tune-") as scratch:
             tune.run(
-                tune.with_resources(TrialActor, tune.PlacementGroupFactory([bundle])),
+                tune.with_resources(
+                    TrialActor, tune.PlacementGroupFactory(bundles, strategy=resources.placement.upper())
+                ),
                 name=sweep.name,
                 num_samples=-1,
                 search_alg=_StudySearcher(sweep, guard),
@@ -177,52 +171,8 @@ def run_sweep(sweep: Sweep) -> None:
         if guard.error:
             raise guard.error
     finally:
-        if started:
+        if is_ours:
             ray.shutdown()
-
-
-def _connect(cpus: int | None) -> bool:
-    """Joins the cluster that RAY_ADDRESS or this machine has, else starts one; says whether it was started."""
-    if ray.is_initialized():
-        return False
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    if address != "local":
-        try:
-            # The working folder of a submitted job is on a worker's path; its platform/ is not.
-            modules = [str(Path(__file__).resolve().parents[1]), str(ROOT / "trainables")]
-            variables = {"RAY_CHDIR_TO_TRIAL_DIR": os.environ["RAY_CHDIR_TO_TRIAL_DIR"]}
-            ray.init(address, runtime_env={"py_modules": modules, "env_vars": variables}, **common)
-            return True
-        except ConnectionError as error:
-            if "RAY_ADDRESS" in os.environ:
-                reason = str(error).strip().split("\n")[0]
-                raise InputError(
-                    f"RAY_ADDRESS={address}: no Ray cluster there ({reason}); start one, or unset it"
-                ) from None
-    # Trials put nothing into the object store; without a figure Ray would reserve a third of the memory for it.
-    ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 2**20, **common)
-    return True
-
-
-def _fit(sweep: Sweep) -> tuple[dict[str, float], int]:
-    """What one trial asks for, and how many of it fit the cluster."""
-    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    resources = sweep.settings.resources
-    if resources.gpus is None:
-        resources.gpus = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
-    bundle = {"CPU": float(resources.cpus)} | ({"GPU": resources.gpus} if resources.gpus else {})
-    slots = min(int(cluster.get(kind, 0) / amount + 1e-9) for kind, amount in bundle.items())
-    if slots < 1:
-        raise InputError(
-            f"a trial asks for {_amounts(bundle)}, the cluster has "
-            f"{_amounts({kind: cluster.get(kind, 0) for kind in bundle})}; lower resources.cpus or resources.gpus"
-        )
-    return bundle, min(slots, resources.concurrency or slots)
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
 
 
 def _number(trial: Any) -> int:

@@ -1,0 +1,80 @@
+"""How many trials a cluster holds at a time, from what its nodes have."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pharos.backends.cluster import trials_that_fit
+
+CPU = {"CPU": 1.0}
+GPU = {"CPU": 1.0, "GPU": 1.0}
+
+
+def node(cpus, gpus=None):
+    return {"CPU": float(cpus), "memory": 1e9} | ({} if gpus is None else {"GPU": float(gpus)})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "bundle", "workers", "placement", "trials"),
+    [
+        ([node(8)], CPU, 1, "pack", 8),
+        ([node(8)], {"CPU": 3.0}, 1, "pack", 2),
+        ([node(8)], CPU, 3, "pack", 2),
+        ([node(8)], CPU, 3, "strict_pack", 2),
+        ([node(8, 2)], GPU, 1, "pack", 2),
+        ([node(1, 2)], GPU, 1, "pack", 1),
+        ([node(8, 2)], GPU, 2, "strict_pack", 1),
+        ([node(4), node(4)], CPU, 3, "pack", 2),
+        ([node(4), node(4)], CPU, 3, "spread", 2),
+        ([node(4), node(4)], CPU, 3, "strict_pack", 2),
+        ([node(2), node(2), node(2)], CPU, 3, "pack", 2),
+        ([node(2), node(2), node(2)], CPU, 3, "spread", 2),
+        ([node(2), node(2), node(2)], CPU, 3, "strict_pack", 0),
+        ([node(5), node(4)], CPU, 3, "pack", 3),
+        ([node(5), node(4)], CPU, 3, "strict_pack", 2),
+        ([node(3), node(3)], {"CPU": 2.0}, 1, "pack", 2),  # a worker is on one node
+        ([node(8, 4), node(64)], GPU, 2, "pack", 2),  # the node without GPUs holds none
+        ([node(8, 1), node(8, 1)], GPU, 2, "pack", 1),
+        ([node(8, 1), node(8, 1)], GPU, 2, "strict_pack", 0),
+    ],
+)
+def test_trials_fit_where_their_workers_do(nodes, bundle, workers, placement, trials):
+    assert trials_that_fit(nodes, bundle, workers, placement) == trials
+
+
+@pytest.mark.parametrize(
+    ("share", "trials"), [(0.5, 4), (0.25, 8), (0.1, 20), (0.3, 6), (1 / 3, 6), (1 / 93, 186), (0.7, 2)]
+)
+def test_trials_share_gpus_in_fractions(share, trials):
+    assert trials_that_fit([node(200, 2)], {"CPU": 1.0, "GPU": share}, 1, "pack") == trials
+
+
+@pytest.mark.parametrize("placement", ["pack", "strict_pack", "spread"])
+@pytest.mark.parametrize(
+    ("nodes", "bundle", "workers"),
+    [
+        ([], CPU, 1),
+        ([node(2)], {"CPU": 4.0}, 1),
+        ([node(2)], CPU, 3),
+        ([node(8)], GPU, 1),
+        ([node(8, 0.5)], GPU, 1),
+        ([node(0, 8)], GPU, 1),
+        ([{}], CPU, 1),
+    ],
+)
+def test_what_does_not_fit_fits_no_time(nodes, bundle, workers, placement):
+    assert trials_that_fit(nodes, bundle, workers, placement) == 0
+
+
+@given(
+    nodes=st.lists(st.integers(0, 9), max_size=4),
+    cpus=st.integers(1, 4),
+    workers=st.integers(1, 4),
+)
+def test_one_node_for_all_workers_never_holds_more_trials_than_many(nodes, cpus, workers):
+    def fit(placement, workers=workers):
+        return trials_that_fit([node(has) for has in nodes], {"CPU": float(cpus)}, workers, placement)
+
+    assert fit("strict_pack") <= fit("pack") == fit("spread")
+    assert fit("pack") * workers <= fit("pack", 1) < (fit("pack") + 1) * workers
+    assert fit("strict_pack", 1) == fit("pack", 1)
