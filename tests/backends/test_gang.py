@@ -16,6 +16,7 @@ import pytest
 from helpers import TINY, Listener, outcomes, rows
 
 from pharos.backends.gang import Gang, Lost
+from pharos.config import make_plan
 from pharos.errors import InputError
 from pharos.families import ROOT
 from pharos.study import TrialRecord
@@ -192,6 +193,33 @@ def test_one_run_of_its_own_trains_on_a_gang(tmp_path: Path) -> None:
     assert '"outcome": "complete"' in done.stdout
     assert "epoch 6/6" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_workers_that_a_trial_has_left_too_big_are_replaced(
+    run_sweep: RunSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray
+
+    from pharos.backends import gang as module
+
+    group = ray.util.placement_group([{"CPU": 1}] * 2)
+    gang = Gang(group, 60.0)
+    plan = make_plan("tipsy", ["scale=tiny", "tracking=none"])
+
+    def train(number: int) -> set[int]:
+        gang.start(plan.trial_spec("grown", number, {}, str(tmp_path / str(number)), str(tmp_path)))
+        while isinstance(message := gang.next(), Report):
+            pass
+        assert isinstance(message, Ending)
+        assert message.outcome == Outcome.COMPLETE, message.reason
+        return {ray.get(worker.pid.remote()) for worker in gang._workers}
+
+    first, second = train(0), train(1)
+    assert first == second
+    monkeypatch.setattr(module, "_GROWTH_BYTES", -(2**40))
+    assert not train(2) & first
+    gang.close()
+    ray.util.remove_placement_group(group)
 
 
 def ending(outcome: Outcome, reason: str = "", *, lost_link: bool = False) -> Ending:

@@ -13,12 +13,16 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pharos.backends.worker import START_SECONDS, STOP_SECONDS, Worker
+from pharos.backends.worker import START_SECONDS, STOP_SECONDS, Memory, Worker
 from pharos.trial import Ending, Outcome, Report, TrialSpec
 
 # How long the others have to end, once one worker has failed, before they count as hung.
 _GRACE_SECONDS = 10.0
 _FAILURES = (Outcome.FAILED, Outcome.OUT_OF_MEMORY, Outcome.DIVERGED)
+
+
+# A worker that holds so much more than after its first trial, on the host or on its device, is replaced.
+_GROWTH_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,15 @@ class Gang:
         self._ends_by: float | None = None  # when the rest must have ended, once one has failed
         self._ticks, self._ticked_at = -1, 0.0
         self._why_not = ""
+        self._memory: list[Memory] = []  # of each worker, after its first trial
 
     def start(self, spec: TrialSpec) -> None:
-        """Starts a trial on all of them."""
+        """Starts a trial on all of them; if a trial before has left too much memory behind, on new ones."""
         self._endings = {}
         self._waiting = {}
         try:
+            if self._workers and self._has_grown():
+                self.disband()
             if not self._workers:
                 self._assemble(spec)
             ray.get([worker.start.remote(spec) for worker in self._workers], timeout=START_SECONDS)
@@ -136,6 +143,15 @@ class Gang:
             ray.kill(worker)
         self._workers = []
         self._waiting = {}
+        self._memory = []
+
+    def _has_grown(self) -> bool:
+        now: list[Memory] = ray.get([worker.memory.remote() for worker in self._workers], timeout=START_SECONDS)
+        self._memory = self._memory or now
+        return any(
+            new.host > old.host + _GROWTH_BYTES or new.device > old.device + _GROWTH_BYTES
+            for old, new in zip(self._memory, now, strict=True)
+        )
 
     def _assemble(self, spec: TrialSpec) -> None:
         remote: Any = ray.remote(_RemoteWorker)

@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from pharos.trial import Ending, Outcome, Report, TrialSpec
 STOP_SECONDS = 60.0
 # Before its first batch a trial may have a lot to import and to read, on a busy machine too.
 START_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process holds, in bytes."""
+
+    host: int
+    """Resident."""
+    device: int
+    """Allocated on its GPU; 0 without one."""
 
 
 class Worker:
@@ -68,6 +79,14 @@ class Worker:
         with contextlib.suppress(queue.Empty):
             return self._messages.get(timeout=timeout)
         return None
+
+    def memory(self) -> Memory:
+        """What this process holds now."""
+        import torch
+
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        device = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+        return Memory(pages * os.sysconf("SC_PAGE_SIZE"), device)
 
     def ticks(self) -> int:
         """A count that grows while the trial gets on."""
