@@ -38,6 +38,11 @@ SWEEP_OVERRIDES = ("trials", "backend", "retries", "checkpoint_seconds", "resour
 RUN_OVERRIDES = ("seed", "retries", "checkpoint_seconds", "resources.", "tracking.", "engine.")
 """What may change when a sweep's trial is trained again, or a run goes on."""
 
+# What exists changes its engine by name as a new sweep chooses one; precision and accumulation stay.
+_ENGINES = {
+    "engine=torch": ["engine.name=torch", "engine.zero=0", "engine.offload=false", "engine.config=null"],
+    "engine=deepspeed": ["engine.name=deepspeed", "engine.zero=1"],
+}
 _SPACE_KEYS = {"objective": dict, "space": dict, "first_trials": list}
 
 
@@ -334,6 +339,7 @@ def reopen_plan(
     Raises:
         InputError: An override would change what is searched, or is malformed.
     """
+    overrides = [each for text in overrides for each in _ENGINES.get(text, [text])]
     for text in overrides:
         name = text.split("=")[0]
         if not any(name == a or (a.endswith(".") and name.startswith(a)) for a in allowed) or "=" not in text:

@@ -575,3 +575,13 @@ def test_an_unknown_family_is_one_line(name, words):
 
 def test_suggestions_without_anything_known():
     assert suggest("x", []) == "choose from none"
+
+
+def test_what_exists_goes_on_with_another_engine_by_its_name():
+    document = reread(plan("engine=deepspeed", "engine.zero=2", "engine.precision=bf16", "engine.accumulation=2"))
+    engine = reopen_plan(document, ["engine=torch"], RUN_OVERRIDES).settings.engine
+    assert (engine.name, engine.zero, engine.precision, engine.accumulation) == ("torch", 0, "bf16", 2)
+    engine = reopen_plan(document, ["engine=deepspeed", "engine.zero=3"], RUN_OVERRIDES).settings.engine
+    assert (engine.name, engine.zero, engine.deepspeed["zero_optimization"]["stage"]) == ("deepspeed", 3, 3)
+    with pytest.raises(InputError, match="what exists keeps its configuration"):
+        reopen_plan(document, ["engine=torch"])

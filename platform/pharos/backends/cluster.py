@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,14 @@ def fit(resources: ResourcesConfig) -> tuple[dict[str, float], int]:
         bundle["GPU"] = resources.gpus_per_worker
     slots = trials_that_fit(nodes, bundle, resources.workers, resources.placement)
     if slots < 1:
-        one = f"{_amounts(bundle)}, the cluster has"
-        has = "; ".join(_amounts({kind: node.get(kind, 0) for kind in bundle}) for node in nodes)
+        wanted = _amounts(bundle)
         if resources.workers > 1:
             where = " on one node" if resources.placement == "strict_pack" else ""
-            one = f"{resources.workers} workers{where} of {one}"
+            wanted = f"{resources.workers} workers{where} of {wanted}"
+        kinds = Counter(_amounts({kind: node.get(kind, 0) for kind in bundle}) for node in nodes)
+        has = ", ".join(f"{count} nodes of {text}" if len(nodes) > 1 else text for text, count in kinds.items())
         raise InputError(
-            f"a trial asks for {one} {has}{' (a node each)' if len(nodes) > 1 else ''}; "
+            f"a trial asks for {wanted}, the cluster has {has}; "
             "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
         )
     return bundle, min(slots, resources.concurrency or slots)

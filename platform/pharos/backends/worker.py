@@ -85,7 +85,7 @@ class Worker:
         import torch
 
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        device = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+        device = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
         return Memory(pages * os.sysconf("SC_PAGE_SIZE"), device)
 
     def ticks(self) -> int:
