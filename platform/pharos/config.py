@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pharos.engines import PRECISIONS, EngineConfig
+from pharos.engines.base import PRECISIONS, EngineConfig
 from pharos.errors import InputError
 from pharos.families import ROOT, load_recipe, space_file, suggest
 from pharos.recipe import Recipe, build_config

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pharos.checkpoint import Checkpoint, Checkpoints
-from pharos.engines import EngineConfig
+from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import load_recipe
 from pharos.recipe import build_config

@@ -5,49 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pharos.checkpoint import Checkpoint, Part
-from pharos.engines import PRECISIONS, EngineConfig, make_engine
+from pharos.engines import make_engine
 from pharos.engines.activations import checkpoint_activations
-from pharos.errors import InputError
+from pharos.engines.base import PRECISIONS, EngineConfig
+from pharos.engines.optimizers import OptimConfig
 from pharos.world import World
 
-
-@dataclass
-class OptimConfig:
-    """An optimiser. The defaults are those of Adam in PyTorch."""
-
-    name: str = "adam"
-    """adam, adamw or sgd."""
-    lr: float = 1e-3
-    """Learning rate."""
-    beta1: float = 0.9
-    """First-moment decay of adam and adamw; momentum of sgd."""
-    beta2: float = 0.999
-    """Second-moment decay of adam and adamw."""
-    eps: float = 1e-8
-    """Added to the denominator of adam and adamw."""
-    weight_decay: float = 0.0
-    """L2 penalty of adam and sgd; decoupled decay of adamw."""
-    clip_norm: float = 0.0
-    """Largest norm of a step's whole gradient; 0 leaves it as it is."""
-    schedule: str = "constant"
-    """constant, linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`."""
-    hold: float = 0.5
-    """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
-
-    def __post_init__(self) -> None:
-        if self.name not in ("adam", "adamw", "sgd"):
-            raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear or cosine")
-        if not 0 <= self.hold < 1:
-            raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
+__all__ = ["Learner", "OptimConfig"]
 
 
 class Learner:

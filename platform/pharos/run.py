@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from pharos.checkpoint import Checkpoint, Checkpoints, Part
-from pharos.engines import EngineConfig
+from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.learner import Learner, OptimConfig
 from pharos.trial import Outcome, Report, TrialStopped

@@ -47,7 +47,7 @@ class TrialSpec:
     gpus: float | None = None
     """GPUs each worker has; 0 keeps it on the CPU, None takes one if the process sees any."""
     engine: dict[str, Any] = field(default_factory=dict)
-    """What runs the learners: the fields of `pharos.engines.EngineConfig`."""
+    """What runs the learners: the fields of `pharos.engines.base.EngineConfig`."""
     tracking: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pharos.config import RUN_OVERRIDES, Settings, flatten, make_plan, reopen_plan
-from pharos.engines import EngineConfig
+from pharos.engines.base import EngineConfig
 from pharos.errors import InputError
 from pharos.families import families, load_recipe, space_file, suggest
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pharos.checkpoint import Checkpoints
-from pharos.engines import EngineConfig
+from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import ROOT
 from pharos.learner import Learner, OptimConfig

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pharos.checkpoint import Checkpoints
-from pharos.engines import EngineConfig, activations
+from pharos.engines import activations
+from pharos.engines.base import EngineConfig
 from pharos.errors import InputError
 from pharos.learner import Learner, OptimConfig
 from pharos.storage import Storage

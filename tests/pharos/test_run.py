@@ -17,7 +17,7 @@ from torch import nn
 
 from pharos import run as run_module
 from pharos.checkpoint import Checkpoints
-from pharos.engines import EngineConfig
+from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.learner import OptimConfig
 from pharos.run import Run

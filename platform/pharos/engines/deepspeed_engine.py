@@ -14,27 +14,24 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pharos.checkpoint import Checkpoint, Part
-from pharos.engines.optimizers import make_optimizer
+from pharos.engines.base import EngineConfig
+from pharos.engines.optimizers import OptimConfig, make_optimizer
 from pharos.errors import PharosError
 from pharos.world import World, join_alone
-
-if TYPE_CHECKING:
-    from pharos.engines import EngineConfig
-    from pharos.learner import OptimConfig
 
 _BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeedEngine:
-    """See `pharos.engines.Engine`."""
+    """See `pharos.engines.base.Engine`."""
 
     def __init__(self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World):
         self._deepspeed = _import_deepspeed(world)

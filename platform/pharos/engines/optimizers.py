@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from pharos.learner import OptimConfig
+from pharos.errors import InputError
+
+
+@dataclass
+class OptimConfig:
+    """An optimiser. The defaults are those of Adam in PyTorch."""
+
+    name: str = "adam"
+    """adam, adamw or sgd."""
+    lr: float = 1e-3
+    """Learning rate."""
+    beta1: float = 0.9
+    """First-moment decay of adam and adamw; momentum of sgd."""
+    beta2: float = 0.999
+    """Second-moment decay of adam and adamw."""
+    eps: float = 1e-8
+    """Added to the denominator of adam and adamw."""
+    weight_decay: float = 0.0
+    """L2 penalty of adam and sgd; decoupled decay of adamw."""
+    clip_norm: float = 0.0
+    """Largest norm of a step's whole gradient; 0 leaves it as it is."""
+    schedule: str = "constant"
+    """constant, linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`."""
+    hold: float = 0.5
+    """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adam", "adamw", "sgd"):
+            raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear or cosine")
+        if not 0 <= self.hold < 1:
+            raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

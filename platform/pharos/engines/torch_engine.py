@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pharos.checkpoint import Checkpoint, Part
-from pharos.engines.optimizers import make_optimizer
+from pharos.engines.base import EngineConfig
+from pharos.engines.optimizers import OptimConfig, make_optimizer
 from pharos.world import World
-
-if TYPE_CHECKING:
-    from pharos.engines import EngineConfig
-    from pharos.learner import OptimConfig
 
 
 class TorchEngine:
-    """See `pharos.engines.Engine`. Every worker has the whole model and optimiser; gradients are averaged."""
+    """See `pharos.engines.base.Engine`. Every worker has the whole model and optimiser; gradients are averaged."""
 
     def __init__(self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World):
         self.optimizer = make_optimizer(module, optim)
