@@ -45,7 +45,14 @@ def spools(folder: Path) -> list[list[Any]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-    return [[Record.FromString(message) for message in messages(path.read_bytes())] for path in paths]
+    # W&B's own process may still be writing when `finish` has returned.
+    deadline = time.monotonic() + 20
+    while True:
+        found = [[Record.FromString(message) for message in messages(path.read_bytes())] for path in paths]
+        if all("exit" in [r.WhichOneof("record_type") for r in records] for records in found):
+            return found
+        assert time.monotonic() < deadline, "a spool was not finished"
+        time.sleep(0.1)
 
 
 def history(records: list[Any]) -> list[dict[str, Any]]:
