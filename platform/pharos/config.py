@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pharos.cache import configure
 from pharos.engines.base import PRECISIONS, EngineConfig
 from pharos.errors import InputError
 from pharos.families import ROOT, load_recipe, space_file, suggest
@@ -33,9 +34,10 @@ from pharos.trial import TrialSpec
 
 T = TypeVar("T")
 
-SWEEP_OVERRIDES = ("trials", "backend", "retries", "checkpoint_seconds", "resources.", "tracking.")
+_HOW = ("retries", "checkpoint_seconds", "resources.", "tracking.", "storage.cache", "storage.cache_gb")
+SWEEP_OVERRIDES = ("trials", "backend", *_HOW)
 """What may change when a sweep is resumed or extended."""
-RUN_OVERRIDES = ("seed", "retries", "checkpoint_seconds", "resources.", "tracking.", "engine.")
+RUN_OVERRIDES = ("seed", *_HOW, "engine.")
 """What may change when a sweep's trial is trained again, or a run goes on."""
 
 # What exists changes its engine by name as a new sweep chooses one; precision and accumulation stay.
@@ -76,6 +78,8 @@ class StorageConfig:
     """Where sweeps lie."""
 
     url: str = "sweeps"
+    cache: str = "~/.cache/pharos"
+    cache_gb: float = 50.0
 
 
 @dataclass
@@ -144,6 +148,7 @@ class Settings:
             "trials": (self.trials, 1),
             "retries": (self.retries, 0),
             "checkpoint_seconds": (self.checkpoint_seconds, 0),
+            "storage.cache_gb": (self.storage.cache_gb, 0),
             "scheduler.reduction": (self.scheduler.reduction, 2),
             "sampler.startup": (self.sampler.startup, 1),
             "engine.zero": (self.engine.zero, 0),
@@ -253,6 +258,7 @@ class Plan:
             gpus=settings.resources.gpus_per_worker,
             engine=dataclasses.asdict(settings.engine),
             tracking=settings.tracking.to_dict(tracking_folder),
+            cache={"folder": settings.storage.cache, "gigabytes": settings.storage.cache_gb},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -322,6 +328,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     plan = Plan(settings, recipe, config, space, text, distinct)
     for params in [{}, *distinct]:
         plan.build_config(params)
+    configure(settings.storage.cache, settings.storage.cache_gb)
     recipe.check(plan.build_config())
     return plan
 

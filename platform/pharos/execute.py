@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pharos.cache import configure
 from pharos.checkpoint import Checkpoint, Checkpoints
 from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
@@ -125,6 +126,7 @@ def _execute(
             engine=EngineConfig(**spec.engine),
         )
         on_run(run)
+        configure(**spec.cache)
         recipe = load_recipe(spec.family)
         recipe.train(run, build_config(recipe.Config, spec.config))
         run.check_loops()

@@ -49,6 +49,8 @@ class TrialSpec:
     engine: dict[str, Any] = field(default_factory=dict)
     """What runs the learners: the fields of `pharos.engines.base.EngineConfig`."""
     tracking: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
+    """Where a node keeps copies of remote data, and how much of them: what `pharos.cache.configure` takes."""
 
     @property
     def id(self) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PLATFORM = ROOT / "platform"
 PHAROS = PLATFORM / "pharos"
 TRAINABLES = ROOT / "trainables"
-FOR_FAMILIES = {"pharos.errors", "pharos.recipe", "pharos.run", "pharos.learner"}
+FOR_FAMILIES = {"pharos.cache", "pharos.errors", "pharos.recipe", "pharos.run", "pharos.learner"}
 MODULES = sorted(
     ".".join(path.relative_to(PLATFORM).with_suffix("").parts).removesuffix(".__init__")
     for path in PHAROS.rglob("*.py")
@@ -152,7 +152,7 @@ def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
     for module, imported in found.items():
         if module.split(".")[1:2] and module.split(".")[1] in core:
             assert not imported & backends, module
-    below = {"pharos.checkpoint", "pharos.errors", "pharos.storage", "pharos.world", "pharos.engines"}
+    below = {"pharos.checkpoint", "pharos.cache", "pharos.errors", "pharos.storage", "pharos.world", "pharos.engines"}
     for module in ("pharos.world", *(name for name in found if name.startswith("pharos.engines"))):
         known = {name for name in found[module] if name in found}
         assert known - {"pharos"} <= below | {name for name in found if name.startswith("pharos.engines")}, module

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pharos.cache import local_copy
 from pharos.errors import InputError
 from trainables.common.pose import articulated
 from trainables.common.pose.human36m import load_human36m
@@ -167,7 +168,7 @@ class _Raw:
 
 def _read(config: PoseDataConfig) -> tuple[dict[str, list[Clip]], dict[str, Any]]:
     """Clips by split, and what the manifest says about their origin."""
-    root = Path(config.root).expanduser()
+    root = local_copy(config.root) if config.root else Path()
     match config.source:
         case "articulated17":
             sizes = articulated.Sizes(
