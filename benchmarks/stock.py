@@ -28,16 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pharos.learner import OptimConfig
+from pharos.engines.optimizers import OptimConfig, make_optimizer
 from pharos.recipe import build_config
 from trainables.common.pose.data import Poses, open_poses
 from trainables.common.pose.geometry import draw_rotations
-from trainables.common.pose.skeleton import SUBSETS
 from trainables.tipsy.data import chance, flipped
 from trainables.tipsy.evaluation import CollapseGuard, Judge
-from trainables.tipsy.losses import ObjectiveSettings, critic_objective, generator_objective
-from trainables.tipsy.model import Critic, Pair
-from trainables.tipsy.recipe import TipsyConfig
+from trainables.tipsy.losses import critic_objective, generator_objective
+from trainables.tipsy.model import Critic
+from trainables.tipsy.recipe import TipsyConfig, generator_networks, objective_settings
 
 Job = dict[str, Any]
 Times = dict[str, Any]
@@ -60,24 +59,15 @@ class Part:
     save: Callable[[str], object]
 
 
-def networks(config: TipsyConfig) -> tuple[Pair, Critic]:
+def networks(config: TipsyConfig) -> tuple[nn.Module, nn.Module]:
     """The generators and the critic, as the recipe builds them."""
-    sizes: dict[str, Any] = {name: len(joints) for name, joints in SUBSETS[config.data.joints].two_parts.items()}
-    kind: dict[str, Any] = {"norm": config.norm, "activation": config.activation, "dropout": config.dropout}
-    generators = Pair(config.width, config.blocks_legs, config.blocks_torso, **sizes, **kind)
-    critic = Critic(config.data.joints, config.critic_width, config.critic_blocks, activation=kind["activation"])
-    return generators, critic
-
-
-def adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
-    """The recipe's optimiser."""
-    betas = (optim.beta1, optim.beta2)
-    return torch.optim.Adam(module.parameters(), optim.lr, betas, optim.eps, optim.weight_decay, fused=True)
+    critic = Critic(config.data.joints, config.critic_width, config.critic_blocks, activation=config.activation)  # type: ignore[arg-type]
+    return generator_networks(config), critic
 
 
 def plain(module: nn.Module, optim: OptimConfig) -> Part:
     """A network trained in plain PyTorch."""
-    optimizer = adam(module, optim)
+    optimizer = make_optimizer(module, optim)
 
     def step(loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -98,7 +88,7 @@ def zero(module: nn.Module, optim: OptimConfig, batch_size: int) -> Part:
         "zero_optimization": {"stage": 1},
         "steps_per_print": None,
     }
-    engine, *_ = deepspeed.initialize(model=module, optimizer=adam(module, optim), config=settings)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(module, optim), config=settings)
 
     def step(loss: Tensor) -> None:
         engine.backward(loss)
@@ -133,19 +123,7 @@ def train(
     """
     x_train, device = poses.train.x, torch.device("cpu")
     judge, guard = Judge(poses, device), CollapseGuard({}, config.gan_loss)
-    objective = ObjectiveSettings(
-        parts=SUBSETS[config.data.joints].two_parts,
-        gan_loss=config.gan_loss,  # type: ignore[arg-type]
-        smooth=config.smooth,
-        w_adv=config.w_adv,
-        w_2d=config.w_2d,
-        w_90=config.w_90,
-        w_90_180=config.w_90_180,
-        reduction=config.reduction,  # type: ignore[arg-type]
-        renorm_fake=config.renorm_fake,
-        r1_gamma=config.r1_gamma,
-        joint_calls=config.norm != "batch",
-    )
+    objective = objective_settings(config)
     started_at, reports = 0.0, []
     for epoch in range(config.epochs):
         shared = torch.Generator().manual_seed(epoch)

@@ -77,7 +77,8 @@ class NodeCache:
             self._take(key, fs, url, path, files)
         os.utime(self.folder / key / _ENTRY)
         data = self.folder / key / "data"
-        return data / Path(path).name if fs.isfile(path) else data
+        (first, *_) = files.values()
+        return data / Path(path).name if first.path == path else data
 
     def _take(self, key: str, fs: Any, url: str, path: str, files: dict[str, _Remote]) -> None:
         """Fills an entry unless somebody has, and keeps it from being thrown out."""
@@ -90,11 +91,12 @@ class NodeCache:
                 if not self._is_whole(key):  # nobody has filled it while this process waited
                     self._fill(key, fs, url, path, files)
         except BaseException:
-            shutil.rmtree(self.folder / f"{key}.part", ignore_errors=True)
             os.close(used)
             raise
         finally:
             os.close(filling)
+        if key in self._used:
+            os.close(self._used[key])
         self._used[key] = used
 
     def _lock_of(self, key: str) -> int:
@@ -103,15 +105,18 @@ class NodeCache:
     def _fill(self, key: str, fs: Any, url: str, path: str, files: dict[str, _Remote]) -> None:
         part = self.folder / f"{key}.part"
         shutil.rmtree(part, ignore_errors=True)
-        self._make_room(key, part, sum(file.size for file in files.values()))
-        for name, file in files.items():
-            self._again(functools.partial(_download, fs, file, part / "data" / name), f"{url}: {name}")
-        # An ETag is not always a checksum (not under SSE-KMS), but it tells an object that was replaced meanwhile.
-        if self._listed(fs, url, path) != files:
-            raise PharosError(f"{url}: changed while it was copied; start again when it is whole")
-        (part / _ENTRY).write_text(json.dumps({"url": url, "files": {n: f.size for n, f in files.items()}}))
-        shutil.rmtree(self.folder / key, ignore_errors=True)
-        part.rename(self.folder / key)
+        try:
+            self._make_room(key, part, sum(file.size for file in files.values()))
+            for name, file in files.items():
+                self._again(functools.partial(_download, fs, file, part / "data" / name), f"{url}: {name}")
+            # An ETag is not always a checksum (not under SSE-KMS), but it tells an object that was replaced meanwhile.
+            if self._listed(fs, url, path) != files:
+                raise PharosError(f"{url}: changed while it was copied; start again when it is whole")
+            (part / _ENTRY).write_text(json.dumps({"url": url, "files": {n: f.size for n, f in files.items()}}))
+            shutil.rmtree(self.folder / key, ignore_errors=True)
+            part.rename(self.folder / key)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     def _make_room(self, key: str, part: Path, wanted: int) -> None:
         """Throws out what was used longest ago until so much more fits, and reserves it."""

@@ -393,7 +393,7 @@ def _with_file(engine: EngineConfig) -> EngineConfig:
         InputError: DeepSpeed is not installed, or the file is not what it should be.
     """
     if engine.name != "deepspeed":
-        return engine
+        return dataclasses.replace(engine, deepspeed={})
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("engine=deepspeed needs DeepSpeed: pip install -c constraints.txt 'pharos-sweeps[deepspeed]'")
     path = Path(engine.config) if engine.config else ROOT / "cluster" / "deepspeed" / f"zero{engine.zero}.json"

@@ -1,5 +1,6 @@
 """Remote data on a node: filled once, never half, never beyond the limit, never while somebody uses it."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -274,3 +275,19 @@ def test_what_a_bucket_does_not_have_is_said_in_one_line(s3, cache, url):
         cache.fetch(url)
     assert "\n" not in str(caught.value)
     assert "a-secret" not in str(caught.value)
+
+
+def test_who_gives_up_waiting_leaves_the_filling_of_another_alone(bucket, cache, tmp_path, monkeypatch):
+    def give_up(descriptor, how):
+        if how == fcntl.LOCK_EX:  # as when a signal ends a process that waits for the one that fills
+            raise KeyboardInterrupt
+
+    def fill(source, target):
+        with monkeypatch.context() as patch:
+            patch.setattr("pharos.cache.fcntl.flock", give_up)
+            with pytest.raises(KeyboardInterrupt):
+                NodeCache(tmp_path / "cache", 1000).fetch("bucket://h36m")
+        Path(target).write_bytes((bucket / source).read_bytes())
+
+    Bucket.faults[:] = [fill]
+    assert contents(cache.fetch("bucket://h36m")) == contents(bucket / "h36m")

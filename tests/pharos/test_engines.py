@@ -15,6 +15,7 @@ from pharos.errors import PharosError
 from pharos.families import ROOT
 from pharos.learner import Learner, OptimConfig
 from pharos.storage import Storage
+from pharos.world import World
 
 ZEROS = [0, 1, 2, 3]
 ENGINES = ["torch", *ZEROS]
@@ -363,3 +364,17 @@ def test_fp16_is_refused_in_one_line_where_deepspeed_cannot(make_learner, monkey
         make_learner(1, module=make_plain(), precision="fp16")
     with pytest.raises(PharosError, match=r"no fp16 batch normalisation; take bf16$"):
         make_learner(1, precision="fp16")
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+def test_of_two_workers_one_writes_what_is_not_trained(make_learner, tmp_path, zero):
+    module = make_plain()
+    module[0].weight.requires_grad_(False)
+    frozen = module[0].weight.detach().clone()
+    learner = make_learner(zero, module=module)
+    written = []
+    for rank in range(2):
+        learner._engine._world = World(rank, 2)
+        written += [part for part in learner.parts() if part.name == "learners/net/weights/0.weight"]
+    assert len(written) == 1
+    assert torch.equal(written[0].values.reshape(frozen.shape), frozen)

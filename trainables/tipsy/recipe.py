@@ -186,8 +186,8 @@ class Tipsy(Recipe):
         x_train = poses.train.x.to(run.device)
         judge = Judge(poses, run.device)
         guard = CollapseGuard(run.state.setdefault("guard", {}), config.gan_loss)
-        objective = _objective(config)
-        generators = run.learner("generators", _generators(config), config.optim)
+        objective = objective_settings(config)
+        generators = run.learner("generators", generator_networks(config), config.optim)
         critic = run.learner(
             "critic",
             Critic(config.data.joints, config.critic_width, config.critic_blocks, activation=config.activation),  # type: ignore[arg-type]
@@ -242,7 +242,8 @@ class Tipsy(Recipe):
                 epoch.report(scores)
 
 
-def _objective(config: TipsyConfig) -> ObjectiveSettings:
+def objective_settings(config: TipsyConfig) -> ObjectiveSettings:
+    """The weights and variants that a configuration asks for."""
     return ObjectiveSettings(
         parts=_parts(config),
         gan_loss=config.gan_loss,  # type: ignore[arg-type]
@@ -263,7 +264,8 @@ def _parts(config: TipsyConfig) -> dict[str, tuple[int, ...]]:
     return subset.two_parts if config.generators == "pair" else {"full": tuple(range(len(subset.ids)))}
 
 
-def _generators(config: TipsyConfig) -> nn.Module:
+def generator_networks(config: TipsyConfig) -> nn.Module:
+    """The pair, or the solo generator, of a configuration."""
     kind: dict[str, Any] = {"norm": config.norm, "activation": config.activation, "dropout": config.dropout}
     if config.generators == "solo":
         return Lifter(config.data.joints, config.width, config.blocks_solo, **kind)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import time
 from typing import Any
 
 import ray
 from ray import tune
 
 from pharos.backends.gang import Gang, Lost
-from pharos.backends.worker import START_SECONDS, Worker
+from pharos.backends.worker import Watch, Worker
 from pharos.trial import Ending, Report, TrialSpec
 
 
@@ -56,18 +55,19 @@ class _Alone(Worker):
 
     def __init__(self, hang_seconds: float):
         super().__init__()
-        self._hang_seconds = hang_seconds
+        self._watch = Watch(hang_seconds)
+
+    def start(self, spec: TrialSpec) -> None:
+        super().start(spec)
+        self._watch.restart()
 
     def next(self, timeout: float | None = None) -> Report | Ending:
-        ticks, ticked_at = -1, time.monotonic()
         while True:
-            message = super().next(min(30.0, self._hang_seconds / 4))
+            message = super().next(timeout or self._watch.patience)
             if message is not None:
                 return message
-            if self.ticks() != ticks:
-                ticks, ticked_at = self.ticks(), time.monotonic()
-            elif time.monotonic() - ticked_at > self._hang_seconds + (0 if ticks > 0 else START_SECONDS):
-                raise TimeoutError(f"it did not get on for {self._hang_seconds:g} s")
+            if self._watch.has_hung(self.ticks()):
+                raise TimeoutError(f"it did not get on for {self._watch.seconds:g} s")
 
     def stop(self) -> bool:
         if not super().stop():

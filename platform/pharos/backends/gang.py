@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pharos.backends.worker import START_SECONDS, STOP_SECONDS, Memory, Worker
+from pharos.backends.worker import START_SECONDS, STOP_SECONDS, Memory, Watch, Worker
 from pharos.trial import Ending, Outcome, Report, TrialSpec
 
 # How long the others have to end, once one worker has failed, before they count as hung.
@@ -50,14 +50,13 @@ class Gang:
 
     def __init__(self, group: PlacementGroup, hang_seconds: float):
         self._group = group
-        self._hang_seconds = hang_seconds
+        self._watch = Watch(hang_seconds)
         self._bundles = group.bundle_specs
         self.size = len(self._bundles)
         self._workers: list[Any] = []
         self._waiting: dict[Any, int] = {}  # what each worker says next -> its rank
         self._endings: dict[int, Ending] = {}
         self._ends_by: float | None = None  # when the rest must have ended, once one has failed
-        self._ticks, self._ticked_at = -1, 0.0
         self._why_not = ""
         self._memory: list[Memory] = []  # of each worker, after its first trial
 
@@ -75,16 +74,15 @@ class Gang:
         except RayError as error:
             self._why_not = _first_line(error)
             self.disband()
-        self._ticks, self._ticked_at = -1, time.monotonic()
+        self._watch.restart()
         self._ends_by = None
 
     def next(self) -> Report | Ending | Lost:
         """Waits for the trial's next report, for its ending, or for the loss of a worker."""
         if not self._workers:
             return Lost(f"its workers did not start: {self._why_not}")
-        patience = min(30.0, self._hang_seconds / 4)
         while True:
-            ready, _ = ray.wait(list(self._waiting), timeout=patience if self._ends_by is None else 0.2)
+            ready, _ = ray.wait(list(self._waiting), timeout=self._watch.patience if self._ends_by is None else 0.2)
             for reference in ready:
                 rank = self._waiting.pop(reference)
                 try:
@@ -97,13 +95,12 @@ class Gang:
                 self._endings[rank] = message
                 if message.outcome in _FAILURES:
                     self._ends_by = min(self._ends_by or 1e12, time.monotonic() + _GRACE_SECONDS)
-            if len(self._endings) == self.size:
-                return self._settle()
-            if self._ends_by is not None and time.monotonic() > self._ends_by:
+            is_over = self._ends_by is not None and time.monotonic() > self._ends_by
+            if is_over or len(self._endings) == self.size:
                 return self._settle()
             if not ready and self._has_hung():
                 self.disband()
-                return Lost(f"it did not get on for {self._hang_seconds:g} s")
+                return Lost(f"it did not get on for {self._watch.seconds:g} s")
 
     def interrupt(self) -> None:
         """Lets the trial save at the end of its epoch and stop."""
@@ -171,7 +168,7 @@ class Gang:
         ray.get(
             [
                 # The group's own deadline comes into play only if this process is gone.
-                worker.join.remote((address, port), rank, self.size, spec, START_SECONDS + self._hang_seconds)
+                worker.join.remote((address, port), rank, self.size, spec, START_SECONDS + self._watch.seconds)
                 for rank, worker in enumerate(self._workers)
             ],
             timeout=START_SECONDS,
@@ -180,15 +177,12 @@ class Gang:
     def _has_hung(self) -> bool:
         """Whether rank 0 stands still: where another one does, it soon waits for it."""
         try:
-            ticks: int = ray.get(self._workers[0].ticks.remote(), timeout=self._hang_seconds)
+            ticks: int = ray.get(self._workers[0].ticks.remote(), timeout=self._watch.seconds)
         except RayActorError:
             return False  # the next look at it says so
         except RayError:
             return True
-        if ticks != self._ticks:
-            self._ticks, self._ticked_at = ticks, time.monotonic()
-        deadline = self._hang_seconds + (0 if ticks > 0 else START_SECONDS)
-        return time.monotonic() - self._ticked_at > deadline
+        return self._watch.has_hung(ticks)
 
     def _lose(self, rank: int, error: RayError) -> Lost:
         self.disband()

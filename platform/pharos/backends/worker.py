@@ -29,6 +29,30 @@ class Memory:
     """Allocated on its GPU; 0 without one."""
 
 
+class Watch:
+    """Says when a trial has stood still for too long.
+
+    Args:
+        seconds: How long it may; before its first batch, START_SECONDS more.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.patience = min(30.0, seconds / 4)
+        """How long to wait between two looks."""
+        self.restart()
+
+    def restart(self) -> None:
+        """A trial starts now."""
+        self._ticks, self._ticked_at = -1, time.monotonic()
+
+    def has_hung(self, ticks: int) -> bool:
+        """Takes the trial's count (`Worker.ticks`)."""
+        if ticks != self._ticks:
+            self._ticks, self._ticked_at = ticks, time.monotonic()
+        return time.monotonic() - self._ticked_at > self.seconds + (0 if ticks > 0 else START_SECONDS)
+
+
 class Worker:
     """Trains one trial after the other, alone or as one of several, and hands out what they say.
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,11 +99,10 @@ class DeepSpeedEngine:
 
     def parts(self) -> Iterator[Part]:
         rank, size = self._world.rank, self._world.size
-        # Without ZeRO all workers hold the same, so each writes its share of it.
-        is_mine = (lambda index: True) if self._zero else (lambda index: index % size == rank)
         for index, (name, parameter) in enumerate(self._module.named_parameters(remove_duplicate=False)):
             held = self._held(parameter)
-            if held is None or not is_mine(index):
+            # What all workers hold whole, one of them writes.
+            if held is None or (not self._is_sharded(parameter) and index % size != rank):
                 continue
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             yield Part(f"weights/{name}", held.weights, shape, held.start)
@@ -151,6 +151,10 @@ class DeepSpeedEngine:
             to_release = coordinator._PartitionedParameterCoordinator__params_to_release
             to_release.__closure__[0].cell_contents.cache_clear()  # an lru_cache without a limit
 
+    def _is_sharded(self, parameter: nn.Parameter) -> bool:
+        """Whether each worker holds a piece of it: ZeRO 1 and 2 leave parameters that are not trained alone."""
+        return self._zero == 3 or (self._zero > 0 and parameter.requires_grad)
+
     def _held(self, parameter: nn.Parameter, initial: dict[str, Tensor] | None = None) -> _Held | None:
         """What this worker holds of a parameter; None if nothing.
 
@@ -169,7 +173,7 @@ class DeepSpeedEngine:
                 return _Held(partition.data.reshape(-1)[:count], start, {})
             group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
             flat = optimizer.fp32_partitioned_groups_flat[group]
-        elif self._zero and parameter.requires_grad:
+        elif self._is_sharded(parameter):
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is None:
                 return None
@@ -260,7 +264,7 @@ def _import_deepspeed(world: World) -> ModuleType:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("LOCAL_SIZE", "1")
     try:
-        with _silent_compilers():
+        with contextlib.nullcontext() if "deepspeed" in sys.modules else _silent_compilers():
             import deepspeed
     except ImportError as error:
         raise PharosError(
