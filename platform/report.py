@@ -7,21 +7,51 @@ import json
 
 from pharos.command import run_command
 
+_EPILOG = """\
+examples:
+  python platform/report.py tipsy-2026-11-22-a1b2
+  python platform/report.py s3://lab/sweeps/tipsy-2026-11-22-a1b2 --storage
+  python platform/report.py tipsy-2026-11-22-a1b2 --storage storage.keep_trials=3 storage.keep_last=1
+  python platform/report.py tipsy-2026-11-22-a1b2 --storage storage.keep_trials=3 --remove
+"""
+
 
 def main(arguments: list[str]) -> int:
-    """Prints a sweep's summary; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="report.py", description=__doc__)
-    parser.add_argument("sweep", metavar="SWEEP", help="a sweep's name, or the path of its folder")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("settings", nargs="*", metavar="storage.url=…", help="where to look for it")
+    """Prints a sweep's summary, or what its files take; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="report.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", metavar="SWEEP", help="a sweep's name, or the path or URL of its folder")
+    parser.add_argument(
+        "--storage",
+        action="store_true",
+        help="show what each trial takes, and which checkpoints would go by storage.keep_* (the sweep's, or as given)",
+    )
+    parser.add_argument("--remove", action="store_true", help="with --storage: remove them; no driver may be running")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "settings", nargs="*", metavar="storage.…=…", help="where to look for it (url, options); what to keep (keep_*)"
+    )
     options = parser.parse_intermixed_args(arguments)
 
     # Imported late: --help and a mistyped flag need no torch.
-    from pharos.console import closing
+    from pharos.console import closing, storage_table
+    from pharos.errors import InputError
     from pharos.summary import summarise_folder
+    from pharos.survey import survey_sweep
     from pharos.sweep import read_plan
 
-    folder, plan = read_plan(options.sweep, options.settings)
+    if options.remove and not options.storage:
+        raise InputError("--remove goes with --storage: it removes what --storage shows")
+    folder, plan = read_plan(options.sweep, options.settings, ("storage.",))
+    if options.storage:
+        uses = survey_sweep(folder, plan, remove=options.remove)
+        print(
+            json.dumps([use.to_dict() for use in uses], indent=2)
+            if options.json
+            else storage_table(uses, options.remove)
+        )
+        return 0
     summary = summarise_folder(folder, plan)
     print(json.dumps(summary, indent=2) if options.json else closing(summary, folder.root, plan.settings.trials))
     return 0

@@ -132,17 +132,20 @@ def test_a_trial_that_lost_its_process_gives_the_numbers_it_would_have_given(
     execute(spec_of(plan, whole), lambda report: None)
 
     seen: list[Report] = []
+    runs: list[Run] = []
 
     class Killed(BaseException):
         """Not an Exception, so that nothing of the trial is recorded, as after a kill."""
 
     def die(report: Report) -> None:
         seen.append(report)
+        assert runs[0]._saver is not None
+        assert runs[0]._saver.wait(30)  # each epoch before this one has its checkpoint
         if len(seen) == stop_after:
             raise Killed
 
     with pytest.raises(Killed):
-        execute(spec_of(plan, broken), die)
+        execute(spec_of(plan, broken), die, runs.append)
     ending = execute(spec_of(plan, broken), seen.append)
 
     assert ending.outcome == Outcome.COMPLETE

@@ -16,22 +16,19 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pharos.errors import InputError, PharosError
+from pharos.errors import InputError, PharosError, StorageError
+from pharos.retry import again
+from pharos.storage import StorageConfig, open_url
 
 _ENTRY = "entry.json"
 _ROOM = "room.lock"
-_ATTEMPTS = 5
-# Asking again would not help.
-_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,13 @@ class NodeCache:
     Args:
         folder: Where they lie, on a disk of the node.
         limit: Bytes that all of them may take.
-        wait: Sleeps between two attempts; a test's hook.
+        store: Options and patience for URLs of the same kind as its own (`storage.url`).
     """
 
-    def __init__(self, folder: str | Path, limit: int, wait: Callable[[float], None] = time.sleep):
+    def __init__(self, folder: str | Path, limit: int, store: StorageConfig | None = None):
         self.folder = Path(folder).expanduser()
         self.limit = limit
-        self._wait = wait
+        self.store = store or StorageConfig()
         self._used: dict[str, int] = {}  # key -> the descriptor whose shared lock keeps the entry
 
     def fetch(self, url: str) -> Path:
@@ -67,7 +64,8 @@ class NodeCache:
             InputError: There is nothing at the URL, or nobody here may read it.
             PharosError: The store does not answer, gives something else than it promised, or the limit is too small.
         """
-        fs, path = _open(url)
+        options = self.store.options if _kind(url) == _kind(self.store.url) else {}
+        fs, path = open_url(url, options)
         if isinstance(fs, LocalFileSystem):
             return Path(path)
         files = self._listed(fs, url, path)
@@ -188,32 +186,27 @@ class NodeCache:
         return files
 
     def _again(self, act: Callable[[], Any], what: str) -> Any:
-        """Does it, again and again with growing pauses if the store fails.
-
-        Raises:
-            InputError: What is wrong will not change by itself.
-            PharosError: It failed every time.
-        """
-        for attempt in range(_ATTEMPTS):
-            try:
-                return act()
-            except _FINAL as error:
-                raise InputError(f"{what}: {_reason(error)}") from None
-            except (OSError, TimeoutError, _BrokenCopyError) as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise PharosError(f"{what}: {_reason(error)} ({_ATTEMPTS} attempts)") from None
-                self._wait(0.5 * 2**attempt)
-        raise AssertionError
+        try:
+            return again(act, what, self.store.patience)
+        except FileNotFoundError:
+            raise InputError(f"{what}: nothing there") from None
+        except StorageError as error:
+            if error.is_final:
+                raise InputError(str(error)) from None
+            raise
 
 
 _node: NodeCache | None = None
 
 
-def configure(folder: str = "~/.cache/pharos", gigabytes: float = 50.0) -> None:
-    """Says where this process keeps copies of remote data, and how much of them the node may hold."""
+def configure(store: StorageConfig | None = None) -> None:
+    """Says where this process keeps copies of remote data, how much of them the node may hold, and how it gets them."""
     global _node  # noqa: PLW0603 - one cache a process, as there is one a node
-    if _node is None or (_node.folder, _node.limit) != (Path(folder).expanduser(), int(gigabytes * 1e9)):
-        _node = NodeCache(folder, int(gigabytes * 1e9))
+    store = store or StorageConfig()
+    folder, limit = Path(store.cache).expanduser() / "data", int(store.cache_gb * 1e9)
+    if _node is None or (_node.folder, _node.limit) != (folder, limit):
+        _node = NodeCache(folder, limit, store)
+    _node.store = store
 
 
 def local_copy(url: str) -> Path:
@@ -229,18 +222,12 @@ def local_copy(url: str) -> Path:
     return _node.fetch(url)
 
 
-class _BrokenCopyError(Exception):
+class _BrokenCopyError(OSError):
     """What arrived is not what the store said it has."""
 
 
-def _open(url: str) -> tuple[Any, str]:
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise InputError(f"{url}: {error}; for s3: pip install -c constraints.txt 'pharos-sweeps[s3]'") from None
-    except ValueError as error:
-        raise InputError(f"{url}: {error}") from None
-    return fs, str(path)
+def _kind(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""
 
 
 def _download(fs: Any, file: _Remote, target: Path) -> None:
@@ -267,8 +254,3 @@ def _last_used(path: Path) -> float:
         return (path / _ENTRY).stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _reason(error: BaseException) -> str:
-    strerror = getattr(error, "strerror", None)
-    return strerror or str(error).split("\n", maxsplit=1)[0] or type(error).__name__

@@ -1,15 +1,19 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, and a manifest that is written last.
 
-A checkpoint is a folder `<step>/`. Each worker writes what it holds of the learners to `rank-<r>.safetensors`; rank 0
-adds the rest of the trial's state (`state.json`, its tensors in rank 0's file) and, when all are written,
-`manifest.json`: the size and SHA-256 of every file, how many workers and which engine wrote them, which elements of
-which tensor lie where, and its own SHA-256. The manifest is the commit: a folder without a valid one does not exist.
+A checkpoint is a folder `<step>/`. Each worker writes what it holds of the learners to files of at most 32 MiB,
+`rank-<r>-<n>-<attempt>.safetensors`; rank 0 adds the rest of the trial's state (`state-<attempt>.json`, its tensors in
+rank 0's files) and, when all are written, `manifest.json`: the size and SHA-256 of every file, how many workers and
+which engine wrote them, which elements of which tensor lie where, the value of the objective, and its own SHA-256.
+The manifest is the commit: a folder without a valid one does not exist. No file is ever written twice, so that what a
+process that was thought dead still writes spoils nothing.
+
 As tensors are named and their pieces are located in the flattened whole, any number of workers reads what any other
-number wrote. Nothing here is ever unpickled.
+number wrote. Nothing here is ever unpickled. `pharos.saver` writes them.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -19,15 +23,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from pharos.errors import PharosError
+from pharos.background import in_parallel
+from pharos.errors import PharosError, StorageError
 from pharos.storage import Storage
-from pharos.world import World
 
-_MANIFEST = "manifest.json"
-_STATE = "state.json"
+MANIFEST = "manifest.json"
+_HELD = "held-"
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +73,8 @@ class Checkpoint:
         self._tensors: Mapping[str, Any] = manifest["tensors"]
         self._bytes = files or {}
         self._loaded: dict[str, dict[str, Tensor]] = {}
-        self.state: Any = _unpack(json.loads(self._read(_STATE)), self.tensor)
-        """What `save` was given, learners apart."""
+        self.state: Any = _unpack(json.loads(self._read(manifest["state"])), self.tensor)
+        """What was saved, learners apart."""
 
     def names(self, prefix: str) -> list[str]:
         """The names of tensors that begin so, the beginning cut off."""
@@ -99,6 +103,8 @@ class Checkpoint:
             raise PharosError(f"{self._storage.root}: the pieces of {name} do not make up the whole")
         if not found:
             return self._file(self._tensors[name]["pieces"][0][0])[name][:0]
+        if len(found) == 1:
+            return found[0][1]
         return torch.cat([piece for _, piece in sorted(found, key=lambda item: item[0])])
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
@@ -116,135 +122,114 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one trial, newest last.
+    """The checkpoints of one trial.
 
     Args:
         storage: The trial's `checkpoints/` folder.
-        keep: How many of the newest to keep; two, so that a damaged last one still has one before it.
     """
 
-    def __init__(self, storage: Storage, keep: int = 2):
-        self._storage = storage
-        self._keep = keep
-
-    def save(
-        self,
-        step: int,
-        state: Any,
-        parts: Iterable[Part] = (),
-        world: World | None = None,
-        engine: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Writes a checkpoint and forgets the oldest; returns its folder's path. All workers call it together.
-
-        Args:
-            step: What the folder is named after: the fidelity reached.
-            state: Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None; rank 0's counts.
-            parts: What this worker holds of the learners.
-            world: The trial's workers.
-            engine: What wrote it, for those who read the manifest.
-
-        Raises:
-            TypeError: The state holds something else.
-            PharosError: The storage refuses, here or at another worker.
-        """
-        world = world or World()
-        folder = f"{step:08d}"
-        if world.rank == 0:
-            # A folder of this name may hold an older attempt; without its manifest it no longer counts.
-            self._storage.remove(folder)
-        world.barrier()
-        written = world.gather(self._write(folder, world.rank, state, parts))
-        for answer in written:
-            if isinstance(answer, str):
-                raise PharosError(answer)
-        if world.rank == 0:
-            tensors: dict[str, Any] = {}
-            for _, pieces in written:
-                for name, (shape, file, start, count) in pieces.items():
-                    entry = tensors.setdefault(name, {"shape": shape, "pieces": []})
-                    entry["pieces"].append([file, start, count])
-            manifest = {
-                "step": step,
-                "world_size": world.size,
-                "engine": dict(engine or {}),
-                "files": {name: entry for files, _ in written for name, entry in files.items()},
-                "tensors": tensors,
-            }
-            self._storage.write_bytes(f"{folder}/{_MANIFEST}", seal(manifest))
-            self._forget(step)
-        return self._storage.path(folder)
+    def __init__(self, storage: Storage):
+        self.storage = storage
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint; None when there is none.
 
         A damaged one is named in the log and the one before it is used.
         """
-        for folder in reversed(self._steps()):
-            checkpoint = self._verified(folder)
+        for step in reversed(self.steps()):
+            checkpoint = self._verified(step)
             if checkpoint is not None:
                 return checkpoint
         return None
 
     def at(self, step: int) -> Checkpoint:
         """A checkpoint that another worker has verified."""
-        folder = self._storage.sub(f"{step:08d}")
-        return Checkpoint(folder, _unseal(folder.read_bytes(_MANIFEST), step))
+        folder = self.storage.sub(folder_of(step))
+        return Checkpoint(folder, self.manifest(step))
 
     def newest_path(self) -> str | None:
         """The folder of the newest committed checkpoint."""
-        steps = [folder for folder in self._steps() if self._storage.exists(f"{folder}/{_MANIFEST}")]
-        return self._storage.path(steps[-1]) if steps else None
+        steps = self.steps()
+        return self.storage.path(folder_of(steps[-1])) if steps else None
 
-    def _steps(self) -> list[str]:
-        return [name for name in self._storage.list() if name.isdigit()]
+    def steps(self) -> list[int]:
+        """The steps that were committed, in order."""
+        return [step for step, files in self.files().items() if MANIFEST in files]
 
-    def _write(self, folder: str, rank: int, state: Any, parts: Iterable[Part]) -> tuple[Any, Any] | str:
-        """Writes one worker's files; returns the manifest's lines on files and pieces, or why it could not."""
-        file = f"rank-{rank:05d}.safetensors"
-        tensors: dict[str, Tensor] = {}
-        pieces: dict[str, tuple[list[int], str, int, int]] = {}
-        contents: dict[str, bytes] = {}
-        if rank == 0:
-            contents[_STATE] = json.dumps(_pack(state, "state", tensors)).encode()
-            pieces |= {name: (list(value.shape), file, 0, value.numel()) for name, value in tensors.items()}
-        for part in parts:
-            # Cloned: safetensors refuses tensors that share memory, as tied weights do.
-            tensors[part.name] = part.values.detach().cpu().reshape(-1).clone()
-            pieces[part.name] = (list(part.shape), file, part.start, part.values.numel())
-        contents[file] = save(tensors)
+    def files(self) -> dict[int, dict[str, int]]:
+        """The bytes of each file of each step, committed or not, in order."""
+        found: dict[int, dict[str, int]] = {}
+        for path, size in self.storage.sizes().items():
+            folder, _, name = path.partition("/")
+            if folder.isdigit():
+                found.setdefault(int(folder), {})[name] = size
+        return dict(sorted(found.items()))
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What a checkpoint's manifest says.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is damaged.
+        """
+        return _unseal(self.storage.read_bytes(f"{folder_of(step)}/{MANIFEST}"), step)
+
+    def remove(self, step: int, names: Iterable[str]) -> None:
+        """Removes a checkpoint, of which these are the files."""
+        folder = folder_of(step)
+        # First, as the rest may go in any order: half of a checkpoint must not be taken for one.
+        self.storage.remove_files([f"{folder}/{MANIFEST}"])
+        self.storage.remove_files([f"{folder}/{name}" for name in names if name != MANIFEST])
+
+    def hold(self, step: int, who: str) -> None:
+        """Keeps a checkpoint from being removed until `release`: somebody is going to read it."""
+        self.storage.write_bytes(f"{folder_of(step)}/{_HELD}{who}", b"")
+
+    def release(self, step: int, who: str) -> None:
+        """Takes back a `hold`."""
+        self.storage.remove(f"{folder_of(step)}/{_HELD}{who}")
+
+    def remove_stale(self) -> None:
+        """Removes what was never committed; nobody may be writing here."""
+        for step, files in self.files().items():
+            known: Iterable[str] = ()
+            if MANIFEST in files:
+                try:
+                    known = self.manifest(step)["files"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # damaged: `newest` says so
+            stale = [name for name in files if name not in known and name != MANIFEST and not is_hold(name)]
+            self.storage.remove_files([f"{folder_of(step)}/{name}" for name in stale])
+
+    def _verified(self, step: int) -> Checkpoint | None:
+        folder = self.storage.sub(folder_of(step))
         try:
-            for name, data in contents.items():
-                self._storage.write_bytes(f"{folder}/{name}", data)
-        except PharosError as error:
-            return str(error)
-        files = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in contents.items()}
-        return files, pieces
+            manifest = self.manifest(step)
+            jobs = [functools.partial(_read, folder, name, entry) for name, entry in manifest["files"].items()]
+            return Checkpoint(folder, manifest, dict(in_parallel(jobs)))
+        except StorageError:
+            raise  # a store that does not answer says nothing of the checkpoint
+        except (OSError, ValueError, KeyError, TypeError, PharosError) as error:
+            logger.warning("checkpoint %s is damaged (%s); using the one before", folder.root, error)
+            return None
 
-    def _forget(self, step: int) -> None:
-        steps = self._steps()
-        # What lies past this step is damaged or was never committed, or the trial would have gone on from there.
-        later = [name for name in steps if int(name) > step]
-        for old in later + [name for name in steps if name not in later][: -self._keep]:
-            self._storage.remove(old)
 
-    def _verified(self, folder: str) -> Checkpoint | None:
-        try:
-            manifest = _unseal(self._storage.read_bytes(f"{folder}/{_MANIFEST}"), int(folder))
-            files = {name: self._storage.read_bytes(f"{folder}/{name}") for name in manifest["files"]}
-            for name, data in files.items():
-                entry = manifest["files"][name]
-                if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                    raise ValueError(f"{name} does not match the manifest")
-            return Checkpoint(self._storage.sub(folder), manifest, files)
-        except FileNotFoundError as error:
-            if not self._storage.exists(f"{folder}/{_MANIFEST}"):
-                return None  # never committed: it was being written when its process died
-            reason: Exception = error
-        except (ValueError, KeyError, TypeError, PharosError) as error:
-            reason = error
-        logger.warning("checkpoint %s is damaged (%s); using the one before", self._storage.path(folder), reason)
-        return None
+def is_hold(name: str) -> bool:
+    """Whether a file keeps its checkpoint from being removed; see `Checkpoints.hold`."""
+    return name.startswith(_HELD)
+
+
+def folder_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"{step:08d}"
+
+
+def _read(folder: Storage, name: str, entry: Mapping[str, Any]) -> tuple[str, bytes]:
+    """A file, by name, that is as its manifest says."""
+    data = folder.read_bytes(name)
+    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{name} does not match the manifest")
+    return name, data
 
 
 def seal(manifest: Mapping[str, Any]) -> bytes:
@@ -261,7 +246,7 @@ def _unseal(data: bytes, step: int) -> dict[str, Any]:
     return manifest
 
 
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Replaces each tensor by a reference, and what JSON would lose (tuples, keys that are no text) by a tag."""
     if isinstance(value, torch.Tensor):
         while name in tensors:  # keys that look alike, such as 1 and "1"
@@ -272,12 +257,12 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         for key in value:
             if not (key is None or isinstance(key, (bool, int, float, str))):
                 raise TypeError(f"a checkpoint cannot hold {name or 'a state'} with a key of type {type(key).__name__}")
-        pairs = [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]
+        pairs = [[key, pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return dict(pairs)
         return {"$pairs": pairs}
     if isinstance(value, (list, tuple)):
-        items = [_pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
+        items = [pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

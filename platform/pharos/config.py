@@ -30,11 +30,13 @@ from pharos.errors import InputError
 from pharos.families import ROOT, load_recipe, space_file, suggest
 from pharos.recipe import Recipe, build_config
 from pharos.space import Dimension, Params, Space, parse_dimension, parse_space
+from pharos.storage import StorageConfig, check_options
+from pharos.study import check_rdb
 from pharos.trial import TrialSpec
 
 T = TypeVar("T")
 
-_HOW = ("retries", "checkpoint_seconds", "resources.", "tracking.", "storage.cache", "storage.cache_gb")
+_HOW = ("retries", "checkpoint_seconds", "resources.", "tracking.", "storage.", "study.storage")
 SWEEP_OVERRIDES = ("trials", "backend", *_HOW)
 """What may change when a sweep is resumed or extended."""
 RUN_OVERRIDES = ("seed", *_HOW, "engine.")
@@ -74,12 +76,10 @@ class SamplerConfig:
 
 
 @dataclass
-class StorageConfig:
-    """Where sweeps lie."""
+class StudyConfig:
+    """Where the study is kept."""
 
-    url: str = "sweeps"
-    cache: str = "~/.cache/pharos"
-    cache_gb: float = 50.0
+    storage: str | None = None
 
 
 @dataclass
@@ -125,6 +125,7 @@ class Settings:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -148,6 +149,12 @@ class Settings:
             "trials": (self.trials, 1),
             "retries": (self.retries, 0),
             "checkpoint_seconds": (self.checkpoint_seconds, 0),
+            "storage.patience": (self.storage.patience, 1),
+            "storage.mirror_seconds": (self.storage.mirror_seconds, 0.1),
+            "storage.keep_last": (self.storage.keep_last, 1),
+            "storage.keep_best": (self.storage.keep_best, 0),
+            "storage.keep_every": (self.storage.keep_every, 0),
+            "storage.keep_trials": (self.storage.keep_trials, 1),
             "storage.cache_gb": (self.storage.cache_gb, 0),
             "scheduler.reduction": (self.scheduler.reduction, 2),
             "sampler.startup": (self.sampler.startup, 1),
@@ -165,6 +172,9 @@ class Settings:
                 raise InputError(f"{name}={number}: must be at least {low:g}")
         if not 0 < self.scheduler.grace <= 1:
             raise InputError(f"scheduler.grace={self.scheduler.grace}: a share of a whole trial, above 0 and at most 1")
+        if self.study.storage:
+            check_rdb(self.study.storage)
+        check_options(self.storage.options)
         self._check_workers()
 
     def _check_workers(self) -> None:
@@ -258,7 +268,8 @@ class Plan:
             gpus=settings.resources.gpus_per_worker,
             engine=dataclasses.asdict(settings.engine),
             tracking=settings.tracking.to_dict(tracking_folder),
-            cache={"folder": settings.storage.cache, "gigabytes": settings.storage.cache_gb},
+            storage=dataclasses.asdict(settings.storage),
+            mode=settings.objective.mode,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -302,7 +313,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
         [f"family={family}"]
         + [f"objective.{key}={_quote(value)}" for key, value in document["objective"].items()]
         + [f"recipe.{name}={_quote(value)}" for name, value in recipe.scales[scale].items()]
-        + plain,
+        + [each for text in plain for each in _opened(text)],
     )
     container = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(container, dict)
@@ -328,7 +339,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     plan = Plan(settings, recipe, config, space, text, distinct)
     for params in [{}, *distinct]:
         plan.build_config(params)
-    configure(settings.storage.cache, settings.storage.cache_gb)
+    configure(settings.storage)
     recipe.check(plan.build_config())
     return plan
 
@@ -375,6 +386,23 @@ def reopen_plan(
     )
 
 
+def storage_of(overrides: Sequence[str]) -> StorageConfig:
+    """Where to look for what exists, from what was typed.
+
+    Raises:
+        InputError: There is no such setting, or a value is of the wrong type.
+    """
+    typed = [text.removeprefix("storage.") for text in overrides if text.startswith("storage.")]
+
+    def merge() -> StorageConfig:
+        merged: StorageConfig = OmegaConf.to_object(  # type: ignore[assignment]
+            OmegaConf.merge(OmegaConf.structured(StorageConfig), OmegaConf.from_dotlist(typed))
+        )
+        return merged
+
+    return _in_one_line(merge)
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted name."""
     flat: dict[str, Any] = {}
@@ -412,6 +440,10 @@ def _with_file(engine: EngineConfig) -> EngineConfig:
 
 
 def _expand(text: str) -> str:
+    """An override as Hydra wants it: names in full, and URLs quoted, which may have any character in them."""
+    name, equals, value = text.partition("=")
+    if "://" in value and value[0] not in "'\"[{" and "(" not in value:
+        text = f"{name}{equals}{_quote(value)}"
     return f"recipe.{text}" if text.startswith("data.") else text
 
 
@@ -437,6 +469,15 @@ def _split_sweeps(overrides: Sequence[str]) -> tuple[dict[str, Dimension], list[
         else:
             raise InputError(f"{text}: only the recipe's values can be searched; name it recipe.…")
     return swept, plain
+
+
+def _opened(text: str) -> list[str]:
+    """An override as Hydra wants it: what `storage.options` holds is anybody's to name, so it is added there."""
+    if text.startswith("storage.options="):
+        value = OverridesParser.create().parse_override(text).value()
+        if isinstance(value, dict):
+            return [f"+storage.options.{key}={_quote(item)}" for key, item in value.items()]
+    return [f"+{text}" if text.startswith("storage.options.") else text]
 
 
 def _written(entries: Mapping[str, Any], space: Space, typed: Sequence[str]) -> dict[str, Any]:
@@ -521,6 +562,8 @@ def _quote(value: Any) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quote(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_quote(item) for item in value) + "]"
     return str(value)

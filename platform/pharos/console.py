@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pharos.study import TrialRecord, best_record, count_outcomes
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:
+    from pharos.survey import TrialUse
     from pharos.sweep import Sweep
 
 _ROWS = 14
@@ -180,7 +182,7 @@ def closing(summary: dict[str, Any], folder: str, total: int) -> str:
         lines += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-    name = summary["sweep"]
+    name = folder if "://" in folder else summary["sweep"]
     lines.append(f"files: {folder}")
     finished = sum(summary["trials"].get(str(o), 0) for o in Outcome if o.is_final)
     if finished < total:
@@ -191,11 +193,45 @@ def closing(summary: dict[str, Any], folder: str, total: int) -> str:
     return "\n".join(lines)
 
 
+def storage_table(uses: Sequence[TrialUse], removed: bool) -> str:
+    """What a sweep's trials take, a line each, and which checkpoints go or went."""
+    rows = [("trial", "outcome", "bytes", "checkpoints", "went" if removed else "would go")]
+    for use in uses:
+        reasons = sorted(set(use.goes.values()))
+        gone = "; ".join(
+            f"{why}: {', '.join(str(step) for step, each in use.goes.items() if each == why)}" for why in reasons
+        )
+        rows.append(
+            (
+                trial_id(use.number),
+                str(use.outcome or "unknown"),
+                _bytes(use.size),
+                ", ".join(f"{step} ({_bytes(size)})" for step, size in sorted(use.steps.items())) or "-",
+                f"{_bytes(use.freed)} ({gone})" if use.goes else "-",
+            )
+        )
+    total, freed = sum(use.size for use in uses), sum(use.freed for use in uses)
+    rows.append(("all", "", _bytes(total), str(sum(len(use.steps) for use in uses)), _bytes(freed) if freed else "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if freed and not removed:
+        lines.append("nothing was removed: this is what --remove would do")
+    return "\n".join(lines)
+
+
 def clock(seconds: float) -> str:
     """A length of time for people."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.4g} TB"
 
 
 def _number(value: Any) -> str:

@@ -9,26 +9,35 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pharos.background import Background
 from pharos.cache import configure
 from pharos.checkpoint import Checkpoint, Checkpoints
 from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import load_recipe
 from pharos.recipe import build_config
+from pharos.retention import Keep
+from pharos.retry import redact
 from pharos.run import Run
-from pharos.storage import Storage
+from pharos.saver import Saver
+from pharos.spool import Spool, node_folder
+from pharos.storage import StorageConfig
 from pharos.tracking import open_tracker
 from pharos.trial import Ending, Outcome, Report, TrialSpec, TrialStopped
 from pharos.world import World, is_lost_link
 
 _TAKE_OVER_SECONDS = 60.0
+# One for all trials of this process: a checkpoint that a stopped trial still writes has the line to itself.
+_saving = Background("checkpoints")
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +47,7 @@ def execute(
     on_report: Callable[[Report], None],
     on_run: Callable[[Run], None] = lambda run: None,
     world: World | None = None,
+    log: str | None = None,
 ) -> Ending:
     """Trains a trial, or this worker's share of it, resuming it from its newest checkpoint if it has one.
 
@@ -46,20 +56,46 @@ def execute(
         on_report: Receives each report, after it is on disk; rank 0's only.
         on_run: Receives the run before training starts, so that it can be stopped from elsewhere.
         world: The workers that train it together; all of them call this with the same specification.
+        log: A file of the trial that takes what is printed; None leaves it where it is.
 
     Returns:
         How it ended. An error of the recipe is an ending too; only a lost process has none.
     """
     world = world or World(device=device_for(spec))
-    storage = Storage(spec.folder)
     try:
+        config = StorageConfig(**spec.storage)
+        home = config.open(spec.folder)
+        folder = node_folder(home, config.cache)
+        names = [*([log] if log else []), *(["metrics.jsonl"] if world.rank == 0 else [])]
         # A killed driver's process may still be at this trial for a moment: two must never write its folder.
-        with storage.locked(_TAKE_OVER_SECONDS) if world.rank == 0 else contextlib.nullcontext():
-            return _execute(spec, storage, on_report, on_run, world)
+        with folder.locked(_TAKE_OVER_SECONDS) if world.rank == 0 else contextlib.nullcontext():
+            spool = Spool(home, folder, names, config.mirror_seconds)
+            with _logging(folder.path(log) if log else None):
+                ending = _execute(spec, spool, on_report, on_run, world)
+                # A trial that failed has waited for its store already, if that was why.
+                spool.close(0.0 if ending.outcome == Outcome.FAILED else config.patience)
+            spool.forget()
+        return ending
     except PharosError as error:
         return Ending(Outcome.FAILED, str(error), process=os.getpid(), ended_at=time.time())
     finally:
         _tidy(world.device)
+
+
+@contextlib.contextmanager
+def _logging(path: str | None) -> Iterator[None]:
+    """Within the block, what is printed or logged goes to a file; None leaves it where it is."""
+    if path is None:
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        handler = logging.StreamHandler(file)
+        logging.getLogger("pharos").addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger("pharos").removeHandler(handler)
 
 
 def _tidy(device: torch.device) -> None:
@@ -79,7 +115,7 @@ def device_for(spec: TrialSpec) -> torch.device:
 
 def _execute(
     spec: TrialSpec,
-    storage: Storage,
+    spool: Spool,
     on_report: Callable[[Report], None],
     on_run: Callable[[Run], None],
     world: World,
@@ -91,17 +127,16 @@ def _execute(
     lost = 0.0
     link_lost = False
     try:
-        checkpoints = Checkpoints(storage.sub("checkpoints"))
-        saved = _find(checkpoints, world)
+        saved, attempt = _find(Checkpoints(spool.home.sub("checkpoints")), world)
         if world.rank == 0:
-            lost, tracked = _take_up(storage, saved)
-            tracker = open_tracker(spec, tracked)
+            lost, tracked = _take_up(spool, saved)
+            tracker = open_tracker(spec, tracked, spool)
 
         def report(report: Report) -> None:
             if tracker is None:
                 return
             row = {"fidelity": report.fidelity, "seconds": round(report.seconds, 3), **_finite(report.metrics)}
-            storage.append_line("metrics.jsonl", json.dumps(row))
+            spool.folder.append_line("metrics.jsonl", json.dumps(row))
             tracker.log(report.fidelity, report.metrics)
             numbers = {name: value for name, value in report.metrics.items() if math.isfinite(value)}
             on_report(
@@ -120,17 +155,18 @@ def _execute(
             objective=spec.objective,
             on_report=report,
             on_image=tracker.image if tracker else lambda step, name, image: None,
-            checkpoints=checkpoints,
+            saver=_saver(spec, spool, world, attempt),
             saved=saved,
+            rescue=None if spool.home.is_local else spool.folder.sub("checkpoints"),
             checkpoint_seconds=spec.checkpoint_seconds,
             engine=EngineConfig(**spec.engine),
         )
         on_run(run)
-        configure(**spec.cache)
+        configure(StorageConfig(**spec.storage))
         recipe = load_recipe(spec.family)
         recipe.train(run, build_config(recipe.Config, spec.config))
         run.check_loops()
-        run.save()
+        run.finish()
         if spec.objective not in run.metrics:
             raise PharosError(
                 f"{spec.family} never reported its objective {spec.objective}; "
@@ -150,7 +186,7 @@ def _execute(
         if diverged is not None:
             outcome, reason = diverged.outcome, diverged.reason
         else:
-            outcome, reason = Outcome.FAILED, traceback.format_exc()
+            outcome, reason = Outcome.FAILED, redact(traceback.format_exc())
             logger.error("trial %s failed\n%s", spec.id, reason)
     ending = Ending(
         outcome=outcome,
@@ -171,14 +207,30 @@ def _execute(
     return ending
 
 
-def _find(checkpoints: Checkpoints, world: World) -> Checkpoint | None:
-    """The checkpoint to go on from: the one that rank 0 finds, so that all workers take the same."""
-    newest = checkpoints.newest() if world.rank == 0 else None
-    step = world.gather(newest.step if newest else None)[0]
-    return checkpoints.at(step) if step is not None and newest is None else newest
+def _saver(spec: TrialSpec, spool: Spool, world: World, attempt: str) -> Saver:
+    config = StorageConfig(**spec.storage)
+    return Saver(
+        Checkpoints(spool.home.sub("checkpoints")),
+        world,
+        keep=Keep(config.keep_last, config.keep_best, config.keep_every, spec.mode),
+        attempt=attempt,
+        patience=config.patience,
+        before_commit=spool.mirror,
+        background=_saving,
+    )
 
 
-def _take_up(storage: Storage, saved: Checkpoint | None) -> tuple[float, int]:
+def _find(checkpoints: Checkpoints, world: World) -> tuple[Checkpoint | None, str]:
+    """The checkpoint to go on from, the one that rank 0 finds, and a word for this attempt: the same on all workers."""
+    newest = None
+    if world.rank == 0:
+        checkpoints.remove_stale()
+        newest = checkpoints.newest()
+    step, attempt = world.gather((newest.step if newest else None, secrets.token_hex(4)))[0]
+    return checkpoints.at(step) if step is not None and newest is None else newest, attempt
+
+
+def _take_up(spool: Spool, saved: Checkpoint | None) -> tuple[float, int]:
     """Prepares a trial's folder for going on from a checkpoint.
 
     Rows of `metrics.jsonl` past the checkpoint are dropped: those epochs run again, to the same numbers.
@@ -187,13 +239,13 @@ def _take_up(storage: Storage, saved: Checkpoint | None) -> tuple[float, int]:
         The seconds that were trained past the checkpoint and lost, and the last fidelity that had been reported.
     """
     fidelity, saved_seconds = (saved.step, saved.state["seconds"]) if saved else (0, 0.0)
-    lines = storage.read_lines("metrics.jsonl")
+    lines = spool.folder.read_lines("metrics.jsonl")
     rows = [json.loads(line) for line in lines]
     if not rows:
-        storage.remove("metrics.jsonl")  # it may hold a torn line
+        spool.folder.remove("metrics.jsonl")  # it may hold a torn line
         return 0.0, 0
     kept = [line for line, row in zip(lines, rows, strict=True) if row["fidelity"] <= fidelity]
-    storage.write_bytes("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+    spool.replace("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
     last = rows[-1]
     # What an orderly stop saved is not lost, though its row was rounded.
     lost = max(0.0, last["seconds"] - saved_seconds) if last["fidelity"] > fidelity else 0.0

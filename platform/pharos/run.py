@@ -7,7 +7,7 @@ The timetable, for a recipe with two loops:
         for epoch in run.epochs("a", n):  only the epochs that are left; random states set from (seed, loop, epoch)
             for batch in epoch.batches(...):   a stop asked for by the platform ends the trial here
             epoch.report(...)             metrics leave at once; a non-finite loss or objective ends the trial
-                                          after the body: a checkpoint, if one is due
+                                          after the body: a checkpoint, if one is due; it is written meanwhile
         for epoch in run.epochs("b", m):  the same
     the platform                          a last checkpoint; the outcome
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -33,10 +34,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pharos.checkpoint import Checkpoint, Checkpoints, Part
+from pharos.checkpoint import Checkpoint, Checkpoints, Part, folder_of
 from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.learner import Learner, OptimConfig
+from pharos.saver import Saver
+from pharos.storage import Storage
 from pharos.trial import Outcome, Report, TrialStopped
 from pharos.world import World
 
@@ -58,10 +61,11 @@ class Run:
         world: The workers that train the trial together, and where their learners live.
         objective: The metric the search compares; its last value is the trial's result.
         on_report: Receives each report at once; it must not wait for storage or network.
-        checkpoints: Where to save; None trains without.
+        saver: Saves checkpoints; None trains without.
         saved: The checkpoint to go on from.
         checkpoint_seconds: Least time between two checkpoints; there is always one at the end.
         engine: What runs the learners.
+        rescue: A folder of this node that takes the last checkpoint when its own place is lost.
     """
 
     def __init__(
@@ -72,10 +76,11 @@ class Run:
         objective: str = "",
         on_report: Callable[[Report], None] = lambda report: None,
         on_image: Callable[[int, str, Tensor], None] = lambda step, name, image: None,
-        checkpoints: Checkpoints | None = None,
+        saver: Saver | None = None,
         saved: Checkpoint | None = None,
         checkpoint_seconds: float = 30.0,
         engine: EngineConfig | None = None,
+        rescue: Storage | None = None,
     ):
         self.seed = seed
         self.world = world or World()
@@ -92,7 +97,8 @@ class Run:
         self._objective = objective
         self._on_report = on_report
         self._on_image = on_image
-        self._checkpoints = checkpoints
+        self._saver = saver
+        self._rescue = rescue
         self._checkpoint_seconds = checkpoint_seconds
         self._engine = engine or EngineConfig()
         self._learners: dict[str, Learner] = {}
@@ -190,28 +196,18 @@ class Run:
         """Saves at the end of the epoch and stops, so that the trial can go on later without a loss."""
         self._interrupted = True
 
-    def save(self) -> None:
-        """Writes a checkpoint, if there was any progress since the last."""
-        if self._checkpoints is not None and self.fidelity > self._saved_fidelity:
-            for learner in self._learners.values():
-                learner.share_statistics()
-            self._checkpoints.save(
-                self.fidelity,
-                {
-                    "fidelity": self.fidelity,
-                    "seconds": self.seconds,
-                    "done": self._done,
-                    "metrics": self.metrics,
-                    "learners": [*self._unclaimed, *self._learners],
-                    "state": self.state,
-                },
-                self._parts(),
-                self.world,
-                {"name": self._engine.name, "zero": self._engine.zero, "precision": self._engine.precision},
-            )
-            self._saved_fidelity = self.fidelity
-            self.ticks += 1
-        self._saved_at = time.monotonic()
+    def finish(self) -> None:
+        """Comes back when all progress is saved.
+
+        Raises:
+            PharosError: It cannot be.
+        """
+        if self._saver is None:
+            return
+        self._wait_for_saver(self._saver)
+        if self.fidelity > self._saved_fidelity:
+            self._save(self._saver)
+            self._wait_for_saver(self._saver)
 
     def close(self) -> None:
         """Gives back what the learners' engines hold, so that the next trial finds the process as this one did."""
@@ -232,6 +228,55 @@ class Run:
         self.metrics = state["metrics"]
         self.state = state["state"]
         self._unclaimed = state["learners"]
+
+    def _save(self, saver: Saver) -> None:
+        """Lets a checkpoint be written, if there was any progress since the last."""
+        if self.fidelity > self._saved_fidelity:
+            self._hand_over(saver.begin)
+            self._saved_fidelity = self.fidelity
+            self.ticks += 1
+        self._saved_at = time.monotonic()
+
+    def _hand_over(self, save: Callable[..., None]) -> None:
+        for learner in self._learners.values():
+            learner.share_statistics()
+        save(
+            self.fidelity,
+            {
+                "fidelity": self.fidelity,
+                "seconds": self.seconds,
+                "done": self._done,
+                "metrics": self.metrics,
+                "learners": [*self._unclaimed, *self._learners],
+                "state": self.state,
+            },
+            self._parts(),
+            engine={"name": self._engine.name, "zero": self._engine.zero, "precision": self._engine.precision},
+            value=self.metrics.get(self._objective),
+        )
+
+    def _wait_for_saver(self, saver: Saver) -> None:
+        while True:
+            busy, failed = self.world.most([float(saver.is_busy), float(bool(saver.failure))])
+            if failed:
+                raise self._storage_lost(saver)
+            if not busy:
+                return
+            self.ticks += 1
+            saver.wait(0.2)
+
+    def _storage_lost(self, saver: Saver) -> PharosError:
+        """What to say of a checkpoint that cannot be saved where it belongs; it is saved on this node."""
+        reason = saver.failure or "another worker could not save its part of a checkpoint"
+        saver.abandon()
+        if self._rescue is None:
+            return PharosError(reason)
+        try:
+            self._hand_over(Saver(Checkpoints(self._rescue), self.world, attempt="rescue").save)
+        except PharosError as error:
+            return PharosError(f"{reason}; and it could not be saved on {socket.gethostname()} either: {error}")
+        path = self._rescue.path(folder_of(self.fidelity))
+        return PharosError(f"{reason}; its last checkpoint lies on {socket.gethostname()} in {path}")
 
     def _parts(self) -> Iterator[Part]:
         for learner in self._learners.values():
@@ -270,13 +315,19 @@ class Run:
     def _end_epoch(self) -> None:
         self.fidelity += 1
         self.ticks += 1
-        is_due = time.monotonic() - self._saved_at >= self._checkpoint_seconds
-        interrupted, due = self.world.most([float(self._interrupted), float(is_due)])
+        saver = self._saver
+        is_due = saver is not None and time.monotonic() - self._saved_at >= self._checkpoint_seconds
+        is_busy, has_failed = (saver.is_busy, bool(saver.failure)) if saver is not None else (False, False)
+        interrupted, due, busy, failed = self.world.most(
+            [float(flag) for flag in (self._interrupted, is_due, is_busy, has_failed)]
+        )
+        if saver is not None and failed:
+            raise self._storage_lost(saver)
         if interrupted:
-            self.save()
+            self.finish()
             raise TrialStopped(Outcome.INTERRUPTED)
-        if due:
-            self.save()
+        if saver is not None and due and not busy:
+            self._save(saver)
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items()}

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,7 +22,7 @@ from pharos.execute import execute
 from pharos.run import Run
 from pharos.space import Params
 from pharos.storage import Storage
-from pharos.study import TrialRecord, best_record, read_records
+from pharos.study import TrialRecord, best_record, read_study
 from pharos.summary import versions
 from pharos.sweep import find_folder, read_plan, without_url
 from pharos.tracking import wait_for_trackers
@@ -75,7 +74,7 @@ class Single:
                 from pharos.backends.single import run_trial
 
                 saved = Checkpoints(self.folder.sub("checkpoints")).newest_path()
-                first = int(Path(saved).name) if saved else 0
+                first = int(saved.rpartition("/")[2]) if saved else 0
                 return run_trial(spec, self.plan.settings, on_report, gangs.append, _say)
             ending = execute(spec, on_report, on_run)
         wait_for_trackers(30)
@@ -89,7 +88,7 @@ def new_run(family: str, overrides: Sequence[str]) -> Single:
         InputError: Something in the request is wrong; nothing was written.
     """
     plan = make_plan(family, ["tracking=none", *overrides])
-    return _create(plan, {}, Storage(plan.settings.storage.url))
+    return _create(plan, {}, plan.settings.storage.open())
 
 
 def run_from_sweep(sweep: str, trial: str | None, overrides: Sequence[str]) -> Single:
@@ -99,7 +98,7 @@ def run_from_sweep(sweep: str, trial: str | None, overrides: Sequence[str]) -> S
         InputError: There is no such sweep or trial, or no trial of it was completed.
     """
     folder, plan, record = find_trial(sweep, trial, ["tracking.name=none", *overrides])
-    return _create(plan, record.params, Storage(str(Path(folder.root).parent)))
+    return _create(plan, record.params, folder.parent())
 
 
 def find_trial(sweep: str, trial: str | None, overrides: Sequence[str]) -> tuple[Storage, Plan, TrialRecord]:
@@ -109,9 +108,9 @@ def find_trial(sweep: str, trial: str | None, overrides: Sequence[str]) -> tuple
         InputError: There is no such sweep or trial, or no trial of it was completed.
     """
     folder, plan = read_plan(sweep, overrides, RUN_OVERRIDES)
-    mode, records = read_records(Path(folder.path("study.journal")))
+    records, _ = read_study(folder, folder.name, plan.settings.study.storage)
     if trial is None:
-        record = best_record(records, mode)
+        record = best_record(records, plan.settings.objective.mode)
         if record is None:
             raise InputError(f"--from {sweep}: none of its trials was completed; name one with --trial")
     else:
@@ -131,7 +130,7 @@ def reopen_run(name: str, overrides: Sequence[str]) -> Single:
     folder = find_folder(name, _FILE, overrides)
     document = yaml.safe_load(folder.read_bytes(_FILE))
     plan = reopen_plan(document, without_url(overrides), RUN_OVERRIDES)
-    return Single(Path(folder.root).name, plan, document["params"], folder)
+    return Single(folder.name, plan, document["params"], folder)
 
 
 def closing(single: Single, ending: Ending) -> str:
@@ -142,7 +141,8 @@ def closing(single: Single, ending: Ending) -> str:
     lines += [f"  {name} = {value:.5g}" for name, value in sorted(ending.metrics.items()) if value is not None]
     lines.append(f"files: {single.folder.root}")
     if ending.outcome == Outcome.INTERRUPTED:
-        lines.append(f"next:  python platform/train.py --resume {single.name}")
+        name = single.name if single.folder.is_local else single.folder.root
+        lines.append(f"next:  python platform/train.py --resume {name}")
     return "\n".join(lines)
 
 

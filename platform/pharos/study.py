@@ -1,7 +1,7 @@
 """The study: the one record of every trial of a sweep, and the only truth about their outcomes.
 
-Optuna's study, in a journal file that only the sweep's driver writes. What Optuna has no word for is kept in user
-attributes beside its states:
+Optuna's study, in a journal file that only the sweep's driver writes, or in a database. What Optuna has no word for is
+kept in user attributes beside its states:
 
     outcome        Optuna's state   what a sampler learns
     complete       COMPLETE         the value
@@ -18,22 +18,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
+import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pharos.errors import InputError
+from pharos.errors import InputError, PharosError
+from pharos.mirror import fetch_journal
+from pharos.retry import redact
 from pharos.space import Params, Space
 from pharos.storage import Storage
 from pharos.trial import Ending, Outcome
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _STATES = {
     Outcome.COMPLETE: TrialState.COMPLETE,
@@ -43,7 +53,24 @@ _STATES = {
     Outcome.FAILED: TrialState.FAIL,
     Outcome.CANCELLED: TrialState.FAIL,
 }
+JOURNAL = "study.journal"
+_IN_JOURNAL = "sweep"
+_PASSWORD = "PHAROS_STUDY_PASSWORD"
 _INFEASIBLE = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+
+
+def _in_one_line(method: Callable[P, T]) -> Callable[P, T]:
+    """Says in one line that the study's database is gone; a journal cannot be."""
+
+    @functools.wraps(method)
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(*arguments, **options)
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            why = redact(" ".join(str(error.__cause__ or error).split()))
+            raise PharosError(f"the study's database does not answer: {why}; --resume goes on when it does") from None
+
+    return wrapped
 
 
 @dataclass
@@ -86,29 +113,46 @@ class Study:
     """A sweep's study, opened by its driver alone.
 
     Args:
-        path: The journal file; it is made if it does not exist.
+        folder: A folder of this machine: with the journal, if the study is in one, which is made if it does not exist.
         mode: `min` or `max`.
         make_sampler: Makes the source of new trials, from the number of trials that are known already.
+        name: The sweep's.
+        rdb: The URL of the database that the study is in; None: it is in a journal.
 
     Raises:
-        InputError: Another driver has the study open.
+        InputError: Another driver has the study open, or the database cannot be used.
     """
 
-    def __init__(self, path: Path, mode: str, make_sampler: Callable[[int], optuna.samplers.BaseSampler]):
-        self._folder = Storage(str(path.parent))
+    def __init__(
+        self,
+        folder: Path,
+        mode: str,
+        make_sampler: Callable[[int], optuna.samplers.BaseSampler],
+        name: str = "sweep",
+        rdb: str | None = None,
+    ):
+        self._folder = Storage(str(folder))
         self._lock = self._folder.lock()
-        _mend(path)
+        self._name = name if rdb else _IN_JOURNAL
+        journal = folder / JOURNAL
+        if not rdb:
+            _mend(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self._study = optuna.create_study(
-                study_name="sweep",
-                storage=JournalStorage(JournalFileBackend(str(path))),
+                study_name=self._name,
+                storage=_open_rdb(rdb) if rdb else _open_journal(journal),
                 direction="minimize" if mode == "min" else "maximize",
                 load_if_exists=True,
             )
+        except InputError:
+            self.close()
+            raise
         except (ValueError, KeyError) as error:
             self.close()
-            raise InputError(f"{path}: damaged ({error}); put a copy of it back from before it was changed") from None
+            raise InputError(
+                f"{journal}: damaged ({error}); put a copy of it back from before it was changed"
+            ) from None
         self._storage = self._study._storage
         self._mode = mode
         self.records: dict[int, TrialRecord] = {}
@@ -125,6 +169,11 @@ class Study:
         """Lets another driver open the study."""
         self._folder.unlock(self._lock)
 
+    def delete(self) -> None:
+        """Lets the study go, from a database too."""
+        optuna.delete_study(study_name=self._name, storage=self._storage)
+        self.close()
+
     @property
     def mode(self) -> str:
         return self._mode
@@ -134,14 +183,17 @@ class Study:
         """What all drivers of this sweep have used so far."""
         return Usage(**self._study.user_attrs.get("usage", {}))
 
+    @_in_one_line
     def set_usage(self, usage: Usage) -> None:
         self._study.set_user_attr("usage", dataclasses.asdict(usage))
 
+    @_in_one_line
     def enqueue(self, first_trials: list[Params]) -> None:
         """Asks for these trials before any other; those that the study already has are not asked for again."""
         for params in first_trials:
             self._study.enqueue_trial(params, skip_if_exists=True)
 
+    @_in_one_line
     def ask(self, space: Space, defaults: Mapping[str, Any]) -> TrialRecord:
         """The next trial: an interrupted one, else a first trial, else what the sampler suggests."""
         with _quiet():
@@ -153,6 +205,7 @@ class Study:
         self._set(trial.number, outcome=Outcome.RUNNING)
         return record
 
+    @_in_one_line
     def report(self, number: int, fidelity: int, value: float) -> None:
         """Records the objective at a fidelity; a trial that repeats epochs after a loss repeats its values."""
         record = self.records[number]
@@ -161,6 +214,7 @@ class Study:
             record.curve[fidelity] = value
         record.fidelity = fidelity
 
+    @_in_one_line
     def interrupt(self, number: int) -> None:
         """Puts a trial back, to go on from its checkpoint when it is asked for again."""
         record = self.records[number]
@@ -176,6 +230,7 @@ class Study:
         self.interrupt(number)
         return record.attempts
 
+    @_in_one_line
     def tell(self, number: int, ending: Ending, objective: str) -> TrialRecord:
         """Records how a trial ended, for good.
 
@@ -232,28 +287,74 @@ def count_outcomes(records: Mapping[int, TrialRecord]) -> dict[Outcome, int]:
     return counts
 
 
-def read_usage(path: Path) -> Usage:
-    """The time a sweep has had, from its study."""
-    return Usage(**_load(path).user_attrs.get("usage", {}))
+def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, TrialRecord], Usage]:
+    """The trials of a study that somebody else may have open, and the time they have had.
 
-
-def read_records(path: Path) -> tuple[str, dict[int, TrialRecord]]:
-    """The mode and trials of a study that somebody else may have open.
+    Args:
+        home: The sweep's folder.
+        name: The sweep's.
+        rdb: The database that the study is in; None: it is in a journal.
 
     Raises:
         InputError: There is no study, or it cannot be read.
     """
-    study = _load(path)
-    trials = study.get_trials(deepcopy=False)
-    mode = "min" if study.direction == optuna.study.StudyDirection.MINIMIZE else "max"
-    return mode, {t.number: _record(t) for t in trials if t.state != TrialState.WAITING or "outcome" in t.user_attrs}
-
-
-def _load(path: Path) -> optuna.Study:
-    if not path.is_file():
-        raise InputError(f"{path}: no such study; name a sweep's folder that holds study.journal")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.load_study(study_name="sweep", storage=JournalStorage(JournalFileBackend(str(path))))
+    with tempfile.TemporaryDirectory(prefix="pharos-") as scratch:
+        storage: RDBStorage | JournalStorage
+        if rdb:
+            storage = _open_rdb(rdb)
+        elif home.is_local:
+            if not home.exists(JOURNAL):
+                raise InputError(f"{home.path(JOURNAL)}: no such study; name a sweep's folder that holds it")
+            storage = _open_journal(Path(home.path(JOURNAL)))
+        else:
+            fetch_journal(home, Path(scratch) / JOURNAL)
+            storage = _open_journal(Path(scratch) / JOURNAL)
+        try:
+            study = optuna.load_study(study_name=name if rdb else _IN_JOURNAL, storage=storage)
+        except KeyError:
+            raise InputError(f"{home.root}: its study has no trial yet") from None
+        trials = study.get_trials(deepcopy=False)
+        records = {t.number: _record(t) for t in trials if t.state != TrialState.WAITING or "outcome" in t.user_attrs}
+        return records, Usage(**study.user_attrs.get("usage", {}))
+
+
+def check_rdb(url: str) -> None:
+    """Complains of a database URL that holds a password, without showing it.
+
+    Raises:
+        InputError: It does, or is no URL.
+    """
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        raise InputError("study.storage: not a database URL; such as postgresql://user@host/database") from None
+    if parts.password is not None or any(re.search("pass|secret|token", key, re.IGNORECASE) for key in parts.query):
+        raise InputError(
+            f"study.storage={parts.set(query={}).render_as_string()}: a password in it; "
+            f"it comes from the environment: PGPASSWORD, ~/.pgpass or {_PASSWORD}"
+        )
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _open_rdb(url: str) -> RDBStorage:
+    check_rdb(url)
+    arguments: dict[str, Any] = {"pool_pre_ping": True}
+    if _PASSWORD in os.environ and not url.startswith("sqlite"):
+        arguments["connect_args"] = {"password": os.environ[_PASSWORD]}
+    try:
+        return RDBStorage(url, engine_kwargs=arguments)
+    except ImportError as error:
+        what = str(error).splitlines()[0]
+        raise InputError(
+            f"study.storage={url}: {what} For PostgreSQL: pip install -c constraints.txt 'pharos-sweeps[postgresql]'"
+        ) from None
+    except SQLAlchemyError as error:
+        why = redact(" ".join(str(error.__cause__ or error).split()))
+        raise InputError(f"study.storage={url}: cannot be opened: {why}") from None
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

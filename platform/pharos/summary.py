@@ -16,14 +16,13 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pharos.checkpoint import Checkpoints
 from pharos.config import Plan
 from pharos.families import ROOT
 from pharos.storage import Storage
-from pharos.study import TrialRecord, Usage, best_record, count_outcomes, read_records, read_usage
+from pharos.study import TrialRecord, Usage, best_record, count_outcomes, read_study
 from pharos.trial import Outcome, trial_id
 
 PACKAGES = ("torch", "numpy", "optuna", "hydra-core", "ray", "wandb", "fsspec", "safetensors")
@@ -78,9 +77,8 @@ def summarise_folder(folder: Storage, plan: Plan) -> dict[str, Any]:
     Raises:
         InputError: Its study is missing.
     """
-    journal = Path(folder.path("study.journal"))
-    _, records = read_records(journal)
-    return summarise(Path(folder.root).name, plan, folder, records, read_usage(journal))
+    records, usage = read_study(folder, folder.name, plan.settings.study.storage)
+    return summarise(folder.name, plan, folder, records, usage)
 
 
 def versions() -> dict[str, str | None]:

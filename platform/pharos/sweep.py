@@ -10,9 +10,12 @@ Every backend drives the same four calls, so that a sweep means the same under a
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +24,24 @@ from typing import Any, Protocol
 import optuna
 import yaml
 
-from pharos.config import Plan, SamplerConfig, make_plan, reopen_plan
-from pharos.errors import InputError
+from pharos.background import Outbox
+from pharos.config import Plan, SamplerConfig, make_plan, reopen_plan, storage_of
+from pharos.errors import InputError, PharosError, StorageError
+from pharos.mirror import StudyMirror
+from pharos.retention import Keep
 from pharos.scheduler import Asha, NeverStop
+from pharos.spool import node_folder
 from pharos.storage import Storage
-from pharos.study import Study, TrialRecord, Usage
+from pharos.study import JOURNAL, Study, TrialRecord, Usage
 from pharos.summary import summarise, versions
+from pharos.survey import clear, survey
 from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
 
 _FILE = "sweep.yaml"
+# A store that has not answered for so long is worth a word.
+_CUT_OFF_SECONDS = 15.0
+# Commands look for what was named for so long, no longer: a wrong endpoint is a likely reason.
+_LOOK_SECONDS = 15.0
 
 
 class Listener(Protocol):
@@ -78,12 +90,23 @@ class Sweep:
         self._listener = listener
         self.slots = 1
         self._opened_at = time.monotonic()
-        journal = Path(storage.path("study.journal"))
+        config = self.settings.storage
+        self._folder = node_folder(storage, config.cache)
+        self._outbox: Outbox | None = None
+        self._is_cut_off = False
+        if not storage.is_local:
+            journal = None if self.settings.study.storage else Path(self._folder.path(JOURNAL))
+            self._mirror = StudyMirror(storage, journal, config.mirror_seconds, listener.note)
         self.study = Study(
-            journal,
+            Path(self._folder.root),
             self.settings.objective.mode,
             lambda known: _sampler(self.settings.sampler, self.settings.seed, known),
+            name,
+            self.settings.study.storage,
         )
+        if not storage.is_local:
+            self._outbox = Outbox("sweep", storage.root)
+            self._outbox.every(config.mirror_seconds, "study", self._mirror.push)
         self._before = self.study.usage
         self.study.enqueue(plan.first_trials)
         self._sign = 1 if self.settings.objective.mode == "min" else -1
@@ -114,17 +137,15 @@ class Sweep:
         """The next trial to start; None when there is none now (`finished` says whether there may be later)."""
         records = self.study.records.values()
         waiting = any(record.outcome == Outcome.INTERRUPTED for record in records)
-        if self.interrupted or (len(records) >= self.settings.trials and not waiting):
+        if self.interrupted or (len(records) >= self.settings.trials and not waiting) or self._is_troubled():
             return None
         record = self.study.ask(self.plan.space, self.plan.defaults)
         self._curves.setdefault(record.number, {})
         self._lost[record.number] = 0.0
         folder = self.storage.path("trials", trial_id(record.number))
         spec = self.plan.trial_spec(self.name, record.number, record.params, folder, self.storage.root)
-        self.storage.write_bytes(
-            f"trials/{spec.id}/trial.yaml",
-            yaml.safe_dump({"params": spec.params, "seed": spec.seed, "config": spec.config}).encode(),
-        )
+        document = {"params": spec.params, "seed": spec.seed, "config": spec.config}
+        self._write(f"trials/{spec.id}/trial.yaml", yaml.safe_dump(document).encode())
         self._listener.started(record)
         return spec
 
@@ -134,7 +155,8 @@ class Sweep:
         outcomes = [record.outcome for record in self.study.records.values()]
         if Outcome.RUNNING in outcomes:
             return False
-        return self.interrupted or (len(outcomes) >= self.settings.trials and all(o.is_final for o in outcomes))
+        is_done = len(outcomes) >= self.settings.trials and all(outcome.is_final for outcome in outcomes)
+        return is_done or self.interrupted or self._is_lost()
 
     def on_report(self, number: int, report: Report) -> bool:
         """Records a trial's report; False if the trial is to stop here, as pruned."""
@@ -153,6 +175,7 @@ class Sweep:
             is_whole = report.fidelity >= self.max_fidelity(record) or self.plan.is_paper_trial(record.params)
             if is_new and not is_whole:
                 goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
+        self._watch_store()
         self._listener.reported(record, report)
         if not goes_on:
             self.on_end(
@@ -181,6 +204,10 @@ class Sweep:
         else:
             self.study.tell(number, ending, self.objective)
         self.study.set_usage(self.usage)
+        if self._outbox is not None:
+            self._outbox.put("study", self._mirror.push)
+        if self.settings.storage.keep_trials is not None:
+            self._clear(unfinished=False)
         self._listener.ended(record)
 
     def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
@@ -220,17 +247,43 @@ class Sweep:
     def discard(self) -> None:
         """Lets a sweep go that could not be run; a new one of which no trial was started leaves nothing behind."""
         self._listener.stop()
-        self.study.close()
-        if self._is_new and not self.study.records:
-            self.storage.remove()
+        if not self._is_new or self.study.records:
+            self.close()
+            return
+        if self._outbox is not None:
+            self._outbox.close()
+        self.study.delete()
+        self.storage.remove()
+        shutil.rmtree(self._folder.root, ignore_errors=True)
 
     def close(self) -> dict[str, Any]:
-        """Writes `summary.json`, lets the study go, and returns the summary."""
-        self.study.set_usage(self.usage)
+        """Writes `summary.json`, lets the study go, and returns the summary.
+
+        Raises:
+            StorageError: Not all of the sweep could be brought to where it belongs.
+        """
         self._listener.stop()
-        summary = self.summary()
-        self.storage.write_json("summary.json", summary)
-        self.study.close()
+        try:
+            self.study.set_usage(self.usage)
+            if self._outbox is not None:
+                self._outbox.check(self.settings.storage.patience)
+            summary = self.summary()
+            self._write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            self._clear(unfinished=True)
+            if self._outbox is not None:
+                self._outbox.put("close", self._mirror.close)
+                self._outbox.flush(self.settings.storage.patience)
+                shutil.rmtree(self._folder.root, ignore_errors=True)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}; the study lies in {self._folder.root} too: "
+                f"python platform/sweep.py --resume {self.storage.root} goes on from there",
+                error.is_final,
+            ) from None
+        finally:
+            if self._outbox is not None:
+                self._outbox.close()
+            self.study.close()
         return summary
 
     @property
@@ -245,6 +298,60 @@ class Sweep:
         """What a script reads; see `pharos.summary`."""
         return summarise(self.name, self.plan, self.storage, self.study.records, self.usage)
 
+    def _write(self, path: str, data: bytes) -> None:
+        """Writes a file of the sweep; one in a store when that answers."""
+        if self._outbox is None:
+            self.storage.write_bytes(path, data)
+        else:
+            store = self.storage.patient(0)
+            self._outbox.put(path, lambda: store.write_bytes(path, data))
+
+    def _clear(self, unfinished: bool) -> None:
+        """Removes checkpoints that need not be kept, of trials that have ended."""
+        config = self.settings.storage
+        keep = Keep(config.keep_last, config.keep_best, config.keep_every, self.settings.objective.mode)
+        ended = {n: dataclasses.replace(r) for n, r in self.study.records.items() if r.outcome.is_final}
+
+        def act() -> None:
+            home = self.storage.patient(0)
+            clear(home, survey(home, ended, keep, config.keep_trials), unfinished)
+
+        if self._outbox is None:
+            act()
+        else:
+            self._outbox.put("clear", act)
+
+    def _is_lost(self) -> bool:
+        """Whether no trial can be started any more, as the store does not take what the sweep writes."""
+        self._watch_store()
+        try:
+            if self._outbox is not None:
+                self._outbox.check(self.settings.storage.patience)
+        except StorageError:
+            return True
+        return False
+
+    def _is_troubled(self) -> bool:
+        """Whether a trial had better not be started now: it would only wait for the store."""
+        self._watch_store()
+        seconds, _ = self._outbox.trouble if self._outbox is not None else (0.0, "")
+        return seconds > min(_CUT_OFF_SECONDS, self.settings.storage.patience / 4)
+
+    def _watch_store(self) -> None:
+        """Says it when the store stops to answer, and when it answers again."""
+        if self._outbox is None:
+            return
+        if self._outbox.refusal and not self.interrupted:
+            self._listener.note(self._outbox.refusal)
+            self.interrupt()
+        seconds, why = self._outbox.trouble
+        if seconds > _CUT_OFF_SECONDS and not self._is_cut_off:
+            self._is_cut_off = True
+            self._listener.note(f"{self.storage.root} does not answer ({why}); trials go on, and what waits goes later")
+        elif self._is_cut_off and not seconds:
+            self._is_cut_off = False
+            self._listener.note(f"{self.storage.root} answers again")
+
     def _count_lost(self, record: TrialRecord, seconds: float) -> None:
         """Counts once what every report and the ending of an attempt say of the attempt before."""
         record.lost_seconds += seconds - self._lost.get(record.number, 0.0)
@@ -258,9 +365,13 @@ def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
         InputError: Something in the request is wrong; nothing was written.
     """
     plan = make_plan(family, overrides)
-    storage = Storage(plan.settings.storage.url)
+    storage = plan.settings.storage.open()
     storage.check_writable()
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and Path(storage.root).is_relative_to(Path.cwd()):
+    if (
+        "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        and storage.is_local
+        and Path(storage.root).is_relative_to(Path.cwd())
+    ):
         listener.note(
             f"storage.url={plan.settings.storage.url} lies in this job's own folder, which goes with the cluster; "
             "give a folder that all nodes share to keep the sweep"
@@ -268,7 +379,12 @@ def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
     name = f"{family}-{datetime.date.today().isoformat()}-{secrets.token_hex(2)}"
     folder = storage.sub(name)
     _write_plan(folder, plan)
-    return Sweep(name, plan, folder, listener, is_new=True)
+    try:
+        return Sweep(name, plan, folder, listener, is_new=True)
+    except PharosError:
+        folder.remove()
+        shutil.rmtree(node_folder(folder, plan.settings.storage.cache).root, ignore_errors=True)
+        raise
 
 
 def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool = False) -> Sweep:
@@ -292,7 +408,7 @@ def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool
         )
     if not extend and plan.settings.trials != before:
         raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
-    sweep = Sweep(folder.root.rstrip("/").rsplit("/", 1)[-1], plan, folder, listener)
+    sweep = Sweep(folder.name, plan, folder.patient(plan.settings.storage.patience), listener)
     if plan.to_dict() != {key: document[key] for key in plan.to_dict()}:
         _write_plan(folder, plan)
     return sweep
@@ -304,18 +420,22 @@ def find_folder(name: str, file: str, overrides: Sequence[str] = ()) -> Storage:
     Args:
         name: What was typed.
         file: What such a folder holds.
-        overrides: May have a `storage.url=…`.
+        overrides: May have a `storage.url=…` and what reaching it needs.
 
     Raises:
         InputError: There is none.
     """
-    url = next((text.partition("=")[2] for text in overrides if text.startswith("storage.url=")), "sweeps")
-    for folder in (Storage(name), Storage(url).sub(name)):
+    config = storage_of(overrides)
+    home = config.open().patient(_LOOK_SECONDS)
+    places = [config.open(name).patient(_LOOK_SECONDS)] if "://" in name else [Storage(name), home.sub(name)]
+    for folder in places:
         if folder.exists(file):
             return folder
-    known = [entry for entry in Storage(url).list() if Storage(url).exists(f"{entry}/{file}")]
+    if "://" in name:
+        raise InputError(f"{name}: there is no {file}")
+    known = [entry for entry in home.list() if home.exists(f"{entry}/{file}")]
     raise InputError(
-        f"{name}: nothing of that name in {url}; "
+        f"{name}: nothing of that name in {config.url}; "
         + (f"there are {', '.join(known[-5:])}" if known else "there is none; storage.url=… says where to look")
     )
 

@@ -11,15 +11,22 @@ import math
 import netrc
 import os
 import queue
+import shutil
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from pharos.spool import Spool
+from pharos.storage import Storage, StorageConfig
 from pharos.trial import Ending, Outcome, TrialSpec
 
 logger = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 20.0
 
 _threads: list[threading.Thread] = []
 
@@ -53,11 +60,17 @@ class WandbTracker:
     Args:
         spec: The trial.
         tracked: The last fidelity that an earlier attempt logged; nothing up to it is logged again.
+        folder: Where W&B keeps its own files.
+        on_closed: Called when the run has ended, with whether it was tracked offline.
     """
 
-    def __init__(self, spec: TrialSpec, tracked: int):
+    def __init__(
+        self, spec: TrialSpec, tracked: int, folder: str, on_closed: Callable[[bool], None] = lambda offline: None
+    ):
         self._spec = spec
         self._tracked = tracked
+        self._folder = folder
+        self._on_closed = on_closed
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, name=f"wandb-{spec.id}", daemon=True)
         thread.start()
@@ -92,6 +105,7 @@ class WandbTracker:
                     run.summary["outcome"] = str(value.outcome)
                     run.summary["reason"] = value.reason[-2000:]
                     run.finish(exit_code=int(value.outcome in (Outcome.FAILED, Outcome.OUT_OF_MEMORY)))
+                    self._on_closed(run.settings.mode == "offline")
                     return
         except Exception as error:  # whatever W&B does, the trial goes on
             logger.warning("W&B: trial %s is no longer tracked: %s", self._spec.id, error)
@@ -112,7 +126,7 @@ class WandbTracker:
             project=settings["project"],
             entity=settings["entity"],
             config={**spec.config, "params": spec.params, "seed": spec.seed},
-            dir=settings["dir"],
+            dir=self._folder,
             mode=mode,
             # Offline there is no server to ask, and W&B warns that it cannot.
             resume="allow" if mode == "online" else None,
@@ -132,9 +146,25 @@ class WandbTracker:
         return run
 
 
-def open_tracker(spec: TrialSpec, tracked: int) -> Tracker:
-    """The tracker that the sweep's settings ask for."""
-    return WandbTracker(spec, tracked) if spec.tracking.get("name") == "wandb" else NoTracker()
+def open_tracker(spec: TrialSpec, tracked: int, spool: Spool) -> Tracker:
+    """The tracker that the sweep's settings ask for.
+
+    Args:
+        spec: The trial.
+        tracked: The last fidelity that an earlier attempt logged.
+        spool: The trial's files on this node: a tracker's are among them if the sweep lies in a store.
+    """
+    if spec.tracking.get("name") != "wandb":
+        return NoTracker()
+    home = StorageConfig(**spec.storage).open(spec.tracking["dir"])
+    if home.is_local:
+        return WandbTracker(spec, tracked, home.root)
+
+    def bring(offline: bool) -> None:
+        _bring(Path(spool.folder.path("wandb")), home, offline)
+        spool.forget()
+
+    return WandbTracker(spec, tracked, spool.folder.root, bring)
 
 
 def wait_for_trackers(seconds: float) -> None:
@@ -151,3 +181,15 @@ def _has_key() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _bring(folder: Path, home: Storage, is_wanted: bool) -> None:
+    """Takes W&B's files from this node, those of attempts that were killed too, to their sweep if it wants them."""
+    # W&B's own process may still be writing when `finish` has returned.
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while time.monotonic() < deadline and time.time() - max(p.lstat().st_mtime for p in folder.rglob("*")) < 1:
+        time.sleep(0.1)
+    for file in sorted(folder.glob("offline-run-*/**/*")) if is_wanted else ():
+        if file.is_file():
+            home.write_bytes(f"wandb/{file.relative_to(folder)}", file.read_bytes())
+    shutil.rmtree(folder)

@@ -49,8 +49,10 @@ class TrialSpec:
     engine: dict[str, Any] = field(default_factory=dict)
     """What runs the learners: the fields of `pharos.engines.base.EngineConfig`."""
     tracking: dict[str, Any] = field(default_factory=dict)
-    cache: dict[str, Any] = field(default_factory=dict)
-    """Where a node keeps copies of remote data, and how much of them: what `pharos.cache.configure` takes."""
+    storage: dict[str, Any] = field(default_factory=dict)
+    """How its folder is reached and what of it stays: the fields of `pharos.storage.StorageConfig`."""
+    mode: str = "min"
+    """Whether a better objective is smaller (`min`) or larger (`max`)."""
 
     @property
     def id(self) -> str:

@@ -22,12 +22,14 @@ class World:
         rank: Which of them this is; rank 0 reports, tracks and commits checkpoints.
         size: How many they are; more than one need a process group, see `join`.
         device: Where this worker's learners live.
+        board: Where they leave each other notes, from any thread; more than one need it.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None):
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None, board: Store | None = None):
         self.rank = rank
         self.size = size
         self.device = device or torch.device("cpu")
+        self._board = board
         self.loss_weight = 1.0
         """What makes the mean over the workers' losses one over the whole batch, if their shares differ in size."""
 
@@ -55,6 +57,20 @@ class World:
     def barrier(self) -> None:
         """Waits for all of them."""
         self.most([0.0])
+
+    def post(self, key: str, note: str) -> None:
+        """Leaves a note for whoever takes it; unlike all above it waits for nobody and any thread may call it."""
+        assert self._board is not None
+        self._board.set(key, note)
+
+    def take(self, key: str) -> str | None:
+        """Takes a note away; None if it is not there yet."""
+        assert self._board is not None
+        if not self._board.check([key]):
+            return None
+        note: str = self._board.get(key).decode()
+        self._board.delete_key(key)
+        return note
 
     def _reduced(self, values: list[float], how: Any, divisor: int) -> list[float]:
         if self.size == 1 or not values:
@@ -94,7 +110,8 @@ def join(store: Store, rank: int, size: int, device: torch.device, deadline: flo
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=deadline)
     )
-    return World(rank, size, device)
+    # A connection of its own: a thread that asks for a note must not wait for one that waits in a collective.
+    return World(rank, size, device, store.clone() if size > 1 else None)  # type: ignore[attr-defined]
 
 
 def is_lost_link(error: BaseException) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bucket import aws_environment
+from s3fs import S3FileSystem
 
 from pharos.command import run_command
 from pharos.families import ROOT
@@ -57,8 +59,15 @@ SWEEP = {
     "missing data": (["--family", "tipsy", "data.source=asf_amc", "data.root=nowhere"], ["nowhere", "no such folder"]),
     "data without a folder": (["--family", "tipsy", "data.source=bvh"], ["bvh", "root"]),
     "unknown data": (["--family", "tipsy", "data.source=kinect"], ["kinect", "articulated17"]),
-    "a bucket": (["--family", "tipsy", "storage.url=s3://lab/sweeps"], ["s3://lab/sweeps", "file://"]),
-    "an unknown protocol": (["--family", "tipsy", "storage.url=ftpx://lab"], ["ftpx://lab", "file://"]),
+    "an unknown protocol": (
+        ["--family", "tipsy", "storage.url=ftpx://lab"],
+        ["ftpx://lab", "Protocol not known: ftpx"],
+    ),
+    "a missing package": (["--family", "tipsy", "storage.url=gs://lab/sweeps"], ["gs://lab", "pip install", "gcsfs"]),
+    "a login in a URL": (["--family", "tipsy", "storage.url='s3://id:hunter22@lab/a'"], ["s3://…", "the environment"]),
+    "a secret": (["--family", "tipsy", "storage.options={secret: hunter22}"], ["storage.options.secret", "a profile"]),
+    "a database's": (["--family", "tipsy", "study.storage='mysql://me:hunter22@db/a'"], ["me:***@db", "PHAROS_STUDY_"]),
+    "a sweep nowhere": (["--resume", "ftpx://lab/tipsy-2026-01-01-0000"], ["ftpx://lab", "Protocol not known: ftpx"]),
     "no such sweep": (["--resume", "tipsy-2026-01-01-0000"], ["tipsy-2026-01-01-0000", "storage.url"]),
     "nothing to extend": (["--extend", "tipsy-2026-01-01-0000", "trials=+5"], ["tipsy-2026-01-01-0000"]),
 }
@@ -80,6 +89,31 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     assert err.count("\n") == 1
     for words in says:
         assert words in err
+    assert "hunter22" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a_bucket_that_cannot_be_written_is_one_line_that_says_where_to_look(
+    with_key: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pharos.storage._CHECK_SECONDS", 0.5)
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in aws_environment("http://127.0.0.1:1").items() if with_key else ():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # those of other tests have credentials
+    assert run("sweep", "--family", "tipsy", "tracking=none", "storage.url=s3://lab/sweeps") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: storage.url=s3://lab/sweeps: cannot write s3://lab/sweeps/")
+    assert err.count("\n") == 1
+    assert ("check the endpoint" if with_key else "no credentials; set AWS_PROFILE or") in err
+    assert "testing-secret" not in err
     assert list(tmp_path.iterdir()) == []
 
 

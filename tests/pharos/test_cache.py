@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,9 +16,11 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharos.cache import NodeCache
-from pharos.errors import InputError, PharosError
+from pharos import cache as cache_module
+from pharos.cache import NodeCache, configure, local_copy
+from pharos.errors import InputError, PharosError, StorageError
 from pharos.families import ROOT
+from pharos.storage import StorageConfig
 
 
 class Bucket(DirFileSystem):
@@ -28,8 +31,10 @@ class Bucket(DirFileSystem):
     home = ""
     downloads: list = []  # noqa: RUF012 - one for the test, set by the fixture
     faults: list = []  # noqa: RUF012
+    opened: list = []  # noqa: RUF012
 
     def __init__(self, **options):
+        self.opened.append(options)
         super().__init__(path=self.home, fs=LocalFileSystem(), **options)
 
     @classmethod
@@ -70,6 +75,7 @@ def bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(Bucket, "home", str(home))
     monkeypatch.setattr(Bucket, "downloads", [])
     monkeypatch.setattr(Bucket, "faults", [])
+    monkeypatch.setattr(Bucket, "opened", [])
     fsspec.register_implementation("bucket", Bucket, clobber=True)
     for name, size in (("h36m/train.npz", 300), ("h36m/deep/test.npz", 100), ("cmu/a.amc", 350), ("one.npz", 50)):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,7 @@ def bucket(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path):
-    return NodeCache(tmp_path / "cache", 1000, wait=lambda seconds: None)
+    return NodeCache(tmp_path / "cache", 1000, StorageConfig(patience=30))
 
 
 def contents(folder):
@@ -140,9 +146,13 @@ def test_a_store_that_fails_now_and_then_is_asked_again(bucket, cache, fault):
 
 
 def test_a_store_that_fails_for_good_is_said_in_one_line_and_nothing_half_is_left(bucket, cache, tmp_path):
-    Bucket.faults[:] = [None, *[truncated] * 9]
-    with pytest.raises(PharosError, match=r"^bucket://h36m: .*npz: 4 bytes arrived of \d+ \(5 attempts\)$"):
-        cache.fetch("bucket://h36m")
+    Bucket.faults[:] = [None, *[truncated] * 99]
+    says = r"^bucket://h36m: .*npz: 4 bytes arrived of \d+ \((\d) attempts in 1 s\)$"
+    with pytest.raises(StorageError, match=says) as error:
+        NodeCache(tmp_path / "cache", 1000, StorageConfig(patience=1)).fetch("bucket://h36m")
+    assert not error.value.is_final
+    attempts = int(re.match(says, str(error.value))[1])
+    assert attempts == len(Bucket.downloads) - 1 > 2
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     Bucket.faults[:] = []
     assert contents(cache.fetch("bucket://h36m")) == contents(bucket / "h36m")
@@ -151,7 +161,7 @@ def test_a_store_that_fails_for_good_is_said_in_one_line_and_nothing_half_is_lef
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("bucket://nope", "^bucket://nope: No such file or directory$"),
+        ("bucket://nope", "^bucket://nope: nothing there$"),
         ("nosuch://h36m", "^nosuch://h36m: .*nosuch"),
     ],
 )
@@ -162,7 +172,7 @@ def test_what_is_not_there_is_said_at_once(bucket, cache, url, says):
 
 def test_what_may_not_be_read_is_not_asked_for_again(bucket, cache):
     Bucket.faults[:] = [PermissionError(13, "Forbidden")] * 9
-    with pytest.raises(InputError, match="Forbidden"):
+    with pytest.raises(InputError, match=r"^bucket://h36m: .*npz: Forbidden$"):
         cache.fetch("bucket://h36m")
     assert len(Bucket.downloads) == 1
 
@@ -211,7 +221,7 @@ def test_the_least_recently_used_goes_first_and_what_is_used_stays(bucket, tmp_p
         for entry in folder.glob("*/entry.json"):
             if json.loads(entry.read_text())["url"].endswith(name):
                 os.utime(entry, (age, age))
-    reader = NodeCache(folder, 500, wait=lambda seconds: None)
+    reader = NodeCache(folder, 500)
     reader.fetch("bucket://h36m")  # 400 bytes: both others have to go
     assert size_of(folder) == 400
     with pytest.raises(PharosError, match=r"other trials use what is there: raise storage\.cache_gb"):
@@ -234,6 +244,30 @@ def test_the_limit_holds_whatever_is_asked_for(bucket, tmp_path_factory, asked, 
         assert size_of(folder) <= limit
         for descriptor in cache._used.values():
             os.close(descriptor)
+
+
+def test_the_options_of_the_store_are_for_urls_of_its_kind_alone(bucket, tmp_path):
+    options = {"endpoint_url": "http://minio:9000"}
+    for url, takes in (("bucket://lab/sweeps", True), ("s3://lab/sweeps", False), ("sweeps", False)):
+        Bucket.opened.clear()
+        NodeCache(tmp_path / "cache", 1000, StorageConfig(url=url, options=options)).fetch("bucket://one.npz")
+        assert Bucket.opened
+        assert {each.get("endpoint_url") for each in Bucket.opened} == {"http://minio:9000" if takes else None}
+
+
+def test_a_process_keeps_its_copies_where_its_storage_says(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_node", None)
+    configure(StorageConfig(cache=str(tmp_path / "node"), cache_gb=4e-7))
+    copy = local_copy("bucket://h36m")
+    assert copy.is_relative_to(tmp_path / "node" / "data")
+    assert contents(copy) == contents(bucket / "h36m")
+    configure(StorageConfig(cache=str(tmp_path / "node"), cache_gb=4e-7, patience=1))
+    assert local_copy("bucket://h36m") == copy
+    assert len(Bucket.downloads) == 2
+    with pytest.raises(PharosError, match=r"raise storage\.cache_gb"):
+        local_copy("bucket://cmu")  # the other one is in use and takes all there is
+    configure(StorageConfig(cache=str(tmp_path / "other")))
+    assert local_copy("bucket://cmu").is_relative_to(tmp_path / "other" / "data")
 
 
 @pytest.fixture(scope="module")

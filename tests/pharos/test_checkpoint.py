@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 from pharos.checkpoint import Checkpoints, Part
 from pharos.errors import PharosError
+from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.world import World
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-FILES = ("state.json", "rank-00000.safetensors", "manifest.json")
+FILES = ("state.json", "rank-00000-000.safetensors", "manifest.json")
 
 
 @pytest.fixture
@@ -31,6 +34,11 @@ def storage(tmp_path):
 @pytest.fixture
 def checkpoints(storage):
     return Checkpoints(storage)
+
+
+def save(checkpoints, step, state, parts=(), world=None, *, attempt="", **about):
+    """Saves one checkpoint, with a saver of its own."""
+    Saver(checkpoints, world, attempt=attempt).save(step, state, parts, **about)
 
 
 def state_of(step):
@@ -80,7 +88,7 @@ STATES = st.recursive(
 @given(state=STATES)
 def test_any_nested_state_comes_back_as_it_was(tmp_path_factory, state):
     checkpoints = Checkpoints(Storage(str(tmp_path_factory.mktemp("any"))))
-    checkpoints.save(3, state)
+    save(checkpoints, 3, state)
     step, restored = newest(checkpoints)
     assert step == 3
     assert same(restored, state), (restored, state)
@@ -96,7 +104,7 @@ def test_tensors_under_keys_that_look_alike_stay_apart(checkpoints, keys):
         return [with_tensors(item) for item in value] if isinstance(value, list) else torch.tensor([value])
 
     state = with_tensors(keys)
-    checkpoints.save(1, state)
+    save(checkpoints, 1, state)
     assert same(checkpoints.newest().state, state)
 
 
@@ -105,7 +113,7 @@ def test_optimiser_moments_come_back_and_fit_the_optimiser(checkpoints):
     optimizer = torch.optim.Adam(module.parameters())
     module(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    checkpoints.save(1, optimizer.state_dict())
+    save(checkpoints, 1, optimizer.state_dict())
     restored = checkpoints.newest().state
     assert same(restored["state"], optimizer.state_dict()["state"])
     torch.optim.Adam(module.parameters()).load_state_dict(restored)
@@ -117,7 +125,7 @@ def test_tied_weights_and_views_are_saved_by_value(checkpoints):
     head.weight = embedding.weight
     tied = nn.ModuleDict({"embedding": embedding, "head": head}).state_dict()
     base = torch.arange(6.0)
-    checkpoints.save(1, {"tied": dict(tied), "view": base[::2], "turned": base.view(2, 3).t(), "base": base})
+    save(checkpoints, 1, {"tied": dict(tied), "view": base[::2], "turned": base.view(2, 3).t(), "base": base})
     restored = checkpoints.newest().state
     assert same(restored["tied"], dict(tied))
     assert torch.equal(restored["view"], base[::2])
@@ -126,7 +134,7 @@ def test_tied_weights_and_views_are_saved_by_value(checkpoints):
 
 def test_a_saved_state_does_not_follow_later_changes(checkpoints):
     weights = torch.zeros(2)
-    checkpoints.save(1, {"weights": weights})
+    save(checkpoints, 1, {"weights": weights})
     weights += 1
     assert torch.equal(checkpoints.newest().state["weights"], torch.zeros(2))
 
@@ -134,16 +142,20 @@ def test_a_saved_state_does_not_follow_later_changes(checkpoints):
 @pytest.mark.parametrize(
     "foreign", [object(), {1, 2}, b"bytes", {"a": [nn.Linear(1, 1)]}, {(1, 2): 0}, 1 + 2j, [lambda: None]]
 )
-def test_foreign_objects_are_refused_and_the_checkpoint_before_stays(checkpoints, foreign):
-    checkpoints.save(1, state_of(1))
+def test_foreign_objects_are_refused_and_the_checkpoint_before_stays(checkpoints, storage, foreign):
+    saver = Saver(checkpoints)
+    saver.save(1, state_of(1))
     with pytest.raises(TypeError, match="a checkpoint cannot hold"):
-        checkpoints.save(2, {"x": foreign})
+        saver.save(2, {"x": foreign})
     assert checkpoints.newest().step == 1
+    assert storage.list() == ["00000001"]
+    saver.save(3, state_of(3))  # nothing of the refused one holds it up
+    assert checkpoints.newest().step == 3
 
 
 def test_the_message_says_where_the_foreign_object_lies(checkpoints):
     with pytest.raises(TypeError, match=r"best/1.*set"):
-        checkpoints.save(1, {"best": [0, set()]})
+        save(checkpoints, 1, {"best": [0, set()]})
 
 
 def test_there_is_none_at_first(checkpoints):
@@ -153,28 +165,37 @@ def test_there_is_none_at_first(checkpoints):
 
 def test_the_two_newest_are_kept(checkpoints, storage):
     for step in (1, 2, 10, 100):
-        path = checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
     assert storage.list() == ["00000010", "00000100"]
     assert same(newest(checkpoints), (100, state_of(100)))
-    assert checkpoints.newest_path() == path == storage.path("00000100")
+    assert checkpoints.newest_path() == storage.path("00000100")
+    assert checkpoints.steps() == [10, 100]
 
 
 def test_leftovers_of_a_later_step_never_push_out_the_valid_ones(checkpoints, storage):
     for step in (7, 8, 9):
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
     for folder in ("00000008", "00000009"):
         Path(storage.path(folder, "state.json")).write_text("{}")
     assert Checkpoints(storage).newest() is None
     for step in (3, 4):  # the trial starts again from nothing
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
         assert same(newest(Checkpoints(storage)), (step, state_of(step)))
     Path(storage.path("00000004", "state.json")).write_text("{}")
     assert same(newest(checkpoints), (3, state_of(3)))
 
 
-def test_saving_a_step_again_replaces_it(checkpoints):
-    checkpoints.save(1, state_of(1))
-    checkpoints.save(1, state_of(5))
+def test_another_attempt_at_a_step_replaces_it_and_writes_no_file_twice(checkpoints, storage, monkeypatch):
+    written, write = [], Storage.write_bytes
+    monkeypatch.setattr(
+        Storage, "write_bytes", lambda self, path, data: written.append(path) or write(self, path, data)
+    )
+    save(checkpoints, 1, state_of(1), attempt="a")
+    save(checkpoints, 1, state_of(5), attempt="b")
+    assert same(newest(checkpoints), (1, state_of(5)))
+    assert {path for path in written if written.count(path) > 1} == {"00000001/manifest.json"}
+    checkpoints.remove_stale()
+    assert storage.list("00000001") == ["manifest.json", "rank-00000-000-b.safetensors", "state-b.json"]
     assert same(newest(checkpoints), (1, state_of(5)))
 
 
@@ -182,9 +203,17 @@ class Killed(BaseException):
     """The process dies here."""
 
 
+@pytest.fixture
+def deaths(monkeypatch):
+    """What the threads died of that write."""
+    found = queue.SimpleQueue()
+    monkeypatch.setattr(threading, "excepthook", lambda death: found.put(death.exc_type))
+    return found
+
+
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_a_kill_before_any_write_leaves_the_checkpoint_before(checkpoints, storage, monkeypatch, before):
-    checkpoints.save(1, state_of(1))
+def test_a_kill_before_any_write_leaves_the_checkpoint_before(checkpoints, storage, monkeypatch, deaths, before):
+    save(checkpoints, 1, state_of(1))
     write, calls = Storage.write_bytes, []
 
     def dying(self, path, data):
@@ -193,36 +222,60 @@ def test_a_kill_before_any_write_leaves_the_checkpoint_before(checkpoints, stora
             raise Killed
         write(self, path, data)
 
-    monkeypatch.setattr(Storage, "write_bytes", dying)
-    with pytest.raises(Killed):
-        checkpoints.save(2, state_of(2))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_bytes", dying)
+        save(checkpoints, 2, state_of(2), attempt="killed")
+    assert deaths.get(timeout=10) is Killed
     assert same(newest(Checkpoints(storage)), (1, state_of(1)))
     assert checkpoints.newest_path() == storage.path("00000001")
-    checkpoints.save(2, state_of(2))
+    save(checkpoints, 2, state_of(2), attempt="next")
     assert same(newest(checkpoints), (2, state_of(2)))
+
+
+def test_what_a_kill_left_goes_when_the_next_attempt_begins(checkpoints, storage, monkeypatch, deaths):
+    save(checkpoints, 1, state_of(1), attempt="a")
+    whole = storage.list("00000001")
+    write = Storage.write_bytes
+
+    def dying(self, path, data):
+        if path.endswith("manifest.json"):
+            raise Killed
+        write(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_bytes", dying)
+        for step in (1, 2):
+            save(checkpoints, step, state_of(step), attempt="killed")
+    assert [deaths.get(timeout=10) for _ in range(2)] == [Killed, Killed]
+    assert storage.list("00000002") == ["rank-00000-000-killed.safetensors", "state-killed.json"]
+    assert storage.list("00000001") == sorted([*whole, "rank-00000-000-killed.safetensors", "state-killed.json"])
+    checkpoints.remove_stale()
+    assert storage.list() == ["00000001"]
+    assert storage.list("00000001") == whole
+    assert same(newest(checkpoints), (1, state_of(1)))
 
 
 def test_the_manifest_is_written_last_and_is_the_third_file(checkpoints, monkeypatch):
     written = []
     monkeypatch.setattr(Storage, "write_bytes", lambda self, path, data: written.append(path))
-    checkpoints.save(1, state_of(1))
-    assert [Path(path).name for path in written] == list(FILES)
+    save(checkpoints, 1, state_of(1))
+    assert sorted(Path(path).name for path in written[:2]) == sorted(FILES[:2])  # side by side
+    assert [Path(path).name for path in written[2:]] == [FILES[2]]
 
 
 def test_without_its_manifest_a_checkpoint_does_not_exist(checkpoints, storage, caplog):
     for step in (1, 2):
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
     storage.remove("00000002/manifest.json")
     assert same(newest(checkpoints), (1, state_of(1)))
     assert checkpoints.newest_path() == storage.path("00000001")
     assert not caplog.records  # nothing is wrong: it was never committed
 
 
-@pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.json"])
+@pytest.mark.parametrize("name", FILES[:2])
 def test_any_flipped_byte_is_noticed_and_logged_with_its_path(checkpoints, storage, caplog, name):
     for step in (1, 2):
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
     path = Path(storage.path("00000002", name))
     whole = path.read_bytes()
     for position in range(0, len(whole), 5):
@@ -236,7 +289,7 @@ def test_any_flipped_byte_is_noticed_and_logged_with_its_path(checkpoints, stora
 
 def test_a_flipped_byte_of_the_manifest_never_gives_a_wrong_state(checkpoints, storage, caplog):
     for step in (1, 2):
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
     path = Path(storage.path("00000002", "manifest.json"))
     whole = path.read_bytes()
     rejected = 0
@@ -248,13 +301,13 @@ def test_a_flipped_byte_of_the_manifest_never_gives_a_wrong_state(checkpoints, s
             assert same(state, state_of(step))
             assert bool(caplog.records) == (step == 1)
             rejected += step == 1
-    assert rejected > len(whole)  # what is left over is blanks and the step, which nobody reads
+    assert rejected == 2 * len(whole)  # all of them: every byte is under the manifest's own checksum
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_gives_the_checkpoint_before(checkpoints, storage, caplog, name):
     for step in (1, 2):
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
     path = Path(storage.path("00000002", name))
     whole = path.read_bytes()
     for length in (0, len(whole) // 2, len(whole) - 2):
@@ -265,26 +318,27 @@ def test_a_truncated_file_gives_the_checkpoint_before(checkpoints, storage, capl
 
 def test_when_all_are_damaged_there_is_none(checkpoints, storage):
     for step in (1, 2):
-        checkpoints.save(step, state_of(step))
+        save(checkpoints, step, state_of(step))
         Path(storage.path(f"{step:08d}", "state.json")).write_text("[]")
     assert checkpoints.newest() is None
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(checkpoints, monkeypatch):
-    checkpoints.save(1, state_of(1))
+    save(checkpoints, 1, state_of(1))
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(PharosError, match="No space left on device"):
-        checkpoints.save(2, state_of(2))
+    with pytest.raises(PharosError, match="No space left on device") as error:
+        save(checkpoints, 2, state_of(2))
     monkeypatch.undo()
+    assert "\n" not in str(error.value)
     assert checkpoints.newest().step == 1
 
 
 def test_the_files_are_safetensors_and_json_and_loading_never_unpickles(checkpoints, storage, monkeypatch):
-    checkpoints.save(1, {"module": nn.Linear(2, 1).state_dict(), "pairs": {0: (1, torch.ones(1))}})
+    save(checkpoints, 1, {"module": nn.Linear(2, 1).state_dict(), "pairs": {0: (1, torch.ones(1))}})
 
     def forbidden(*args, **kwargs):
         raise AssertionError("unpickled")
@@ -292,7 +346,7 @@ def test_the_files_are_safetensors_and_json_and_loading_never_unpickles(checkpoi
     for name in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
         monkeypatch.setattr(name, forbidden)
     assert storage.list("00000001") == sorted(FILES)
-    assert len(load(storage.read_bytes("00000001/rank-00000.safetensors"))) == 3
+    assert len(load(storage.read_bytes("00000001/rank-00000-000.safetensors"))) == 3
     json.loads(storage.read_bytes("00000001/state.json"))
     manifest = storage.read_json("00000001/manifest.json")
     assert manifest["step"] == 1
@@ -300,30 +354,11 @@ def test_the_files_are_safetensors_and_json_and_loading_never_unpickles(checkpoi
     assert checkpoints.newest().step == 1
 
 
-class Threads(World):
-    """One of several workers that are threads of this process."""
-
-    def __init__(self, rank, size, meeting, values):
-        super().__init__(rank, size)
-        self._meeting = meeting
-        self._values = values
-
-    def barrier(self):
-        self._meeting.wait()
-
-    def gather(self, value):
-        self._values[self.rank] = value
-        self._meeting.wait()
-        values = list(self._values)
-        self._meeting.wait()
-        return values
-
-
 def together(size, work):
-    """What each of so many workers returns or raises, by rank."""
-    meeting, values = threading.Barrier(size, timeout=30), [None] * size
+    """What each of so many workers, threads of this process, returns or raises, by rank."""
+    board = HashStore()
     with ThreadPoolExecutor(size) as pool:
-        futures = [pool.submit(work, Threads(rank, size, meeting, values)) for rank in range(size)]
+        futures = [pool.submit(work, World(rank, size, board=board)) for rank in range(size)]
         return [future.exception() or future.result() for future in futures]
 
 
@@ -337,9 +372,13 @@ def pieces_of(tensor, cuts):
     ]
 
 
-def save_pieces(checkpoints, step, parts, state=None):
-    """Saves with as many workers as there are lists of parts."""
-    return together(len(parts), lambda world: checkpoints.save(step, state, parts[world.rank], world))
+def save_pieces(checkpoints, step, parts, state=None, attempt=""):
+    """Saves with as many workers as there are lists of parts; what each of them raised."""
+
+    def save_own(world):
+        save(checkpoints, step, state, parts[world.rank], world, attempt=attempt)
+
+    return together(len(parts), save_own)
 
 
 @st.composite
@@ -360,8 +399,8 @@ def test_what_several_workers_hold_of_a_tensor_comes_back_whole_or_in_any_run(tm
     tensor, cuts, start, count = case
     checkpoints = Checkpoints(Storage(str(tmp_path_factory.mktemp("split"))))
     parts = pieces_of(tensor, cuts)
-    paths = save_pieces(checkpoints, 1, parts)
-    assert set(paths) == {checkpoints.newest_path()}
+    assert save_pieces(checkpoints, 1, parts) == [None] * len(parts)
+    assert checkpoints.newest_path() == checkpoints.storage.path("00000001")
     checkpoint = checkpoints.newest()
     assert checkpoint.world_size == len(parts)
     assert checkpoint.names("learners/net/") == ["weights/w"]
@@ -373,18 +412,20 @@ def test_what_several_workers_hold_of_a_tensor_comes_back_whole_or_in_any_run(tm
 def test_rank_0_gives_the_state_and_each_worker_what_it_alone_holds(checkpoints, storage):
     own = [torch.full((2,), float(rank)) for rank in range(3)]
 
-    def save(world):
+    def save_own(world):
         part = Part.whole(f"learners/net/weights/{world.rank}", own[world.rank])
-        return checkpoints.save(4, {"rank": world.rank, "t": own[world.rank]}, [part], world, {"name": "torch"})
+        state = {"rank": world.rank, "t": own[world.rank]}
+        save(checkpoints, 4, state, [part], world, engine={"name": "torch"}, value=world.rank + 0.5)
 
-    together(3, save)
+    assert together(3, save_own) == [None] * 3
     checkpoint = checkpoints.newest()
     assert same(checkpoint.state, {"rank": 0, "t": own[0]})
     assert same(checkpoint.tensors("learners/net/weights/"), {str(rank): own[rank] for rank in range(3)})
-    ranks = [f"rank-{rank:05d}.safetensors" for rank in range(3)]
+    ranks = [f"rank-{rank:05d}-000.safetensors" for rank in range(3)]
     assert storage.list("00000004") == sorted(["state.json", "manifest.json", *ranks])
     manifest = storage.read_json("00000004/manifest.json")
     assert (manifest["world_size"], manifest["engine"]) == (3, {"name": "torch"})
+    assert (manifest["state"], manifest["value"]) == ("state.json", 0.5)
 
 
 def test_what_one_worker_has_verified_another_reads_by_its_step(checkpoints):
@@ -414,7 +455,7 @@ def test_a_worker_s_file_that_is_damaged_gives_the_checkpoint_before(checkpoints
     tensor = torch.arange(6.0)
     for step in (1, 2):
         save_pieces(checkpoints, step, pieces_of(tensor * step, [2, 4]), state_of(step))
-    name = f"rank-{rank:05d}.safetensors"
+    name = f"rank-{rank:05d}-000.safetensors"
     damage(Path(storage.path("00000002", name)))
     assert same(newest(checkpoints), (1, state_of(1)))
     assert same(checkpoints.newest().tensor("learners/net/weights/w"), tensor)
@@ -424,7 +465,7 @@ def test_a_worker_s_file_that_is_damaged_gives_the_checkpoint_before(checkpoints
 
 
 @pytest.mark.parametrize("refused", [0, 1, 2])
-def test_a_worker_that_cannot_write_ends_the_saving_of_all_without_a_manifest(
+def test_a_worker_that_cannot_write_is_named_by_rank_0_and_there_is_no_manifest(
     checkpoints, storage, monkeypatch, refused
 ):
     parts = pieces_of(torch.arange(6.0), [2, 4])
@@ -439,8 +480,12 @@ def test_a_worker_that_cannot_write_ends_the_saving_of_all_without_a_manifest(
     monkeypatch.setattr(Storage, "write_bytes", full)
     answers = save_pieces(checkpoints, 2, parts, state_of(2))
     monkeypatch.undo()
-    reason = f"cannot write 00000002/rank-{refused:05d}.safetensors: No space left on device"
-    assert [(type(answer), str(answer)) for answer in answers] == [(PharosError, reason)] * 3
+    reason = f"cannot write 00000002/rank-{refused:05d}-000.safetensors: No space left on device"
+    said = [answer and (type(answer), str(answer)) for answer in answers]
+    expected = [None] * 3  # the others have written their own parts
+    expected[refused] = (PharosError, reason)
+    expected[0] = (PharosError, f"worker {refused}: {reason}" if refused else reason)
+    assert said == expected
     assert not storage.exists("00000002/manifest.json")
     assert same(newest(checkpoints), (1, state_of(1)))
     assert checkpoints.newest_path() == storage.path("00000001")
@@ -459,7 +504,7 @@ def test_pieces_that_do_not_make_up_the_whole_are_one_line_when_they_are_read(ch
     assert same(checkpoint.elements(name, 4, 2), torch.arange(4.0, 6.0))
 
 
-def test_nothing_is_committed_before_rank_0_has_written_the_manifest(checkpoints, storage, monkeypatch, caplog):
+def test_nothing_is_committed_before_rank_0_has_written_the_manifest(checkpoints, storage, monkeypatch, caplog, deaths):
     parts = pieces_of(torch.arange(6.0), [2, 4])
     save_pieces(checkpoints, 1, parts, state_of(1))
     write, written = Storage.write_bytes, []
@@ -470,26 +515,31 @@ def test_nothing_is_committed_before_rank_0_has_written_the_manifest(checkpoints
             raise Killed
         write(self, path, data)
 
-    monkeypatch.setattr(Storage, "write_bytes", dying)
-    answers = save_pieces(checkpoints, 2, parts, state_of(2))
-    monkeypatch.undo()
-    assert isinstance(answers[0], Killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_bytes", dying)
+        save_pieces(checkpoints, 2, parts, state_of(2))
+    assert deaths.get(timeout=10) is Killed
     # All other files lay there by then, and rank 0 alone writes the manifest.
-    assert written == [[*(f"rank-{rank:05d}.safetensors" for rank in range(3)), "state.json"]]
+    assert written == [[*(f"rank-{rank:05d}-000.safetensors" for rank in range(3)), "state.json"]]
     assert same(newest(checkpoints), (1, state_of(1)))
     assert checkpoints.newest_path() == storage.path("00000001")
     assert not caplog.records
 
 
-def test_a_smaller_group_leaves_no_file_of_the_larger_one_that_wrote_the_step_before_it(checkpoints, storage):
+def test_a_smaller_group_is_whole_at_once_where_a_larger_one_wrote_whose_files_go_with_the_next_attempt(
+    checkpoints, storage
+):
     tensor = torch.arange(6.0)
-    save_pieces(checkpoints, 1, pieces_of(tensor, [2, 4]))
-    save_pieces(checkpoints, 1, pieces_of(tensor + 1, [3]))
+    save_pieces(checkpoints, 1, pieces_of(tensor, [2, 4]), attempt="large")
+    save_pieces(checkpoints, 1, pieces_of(tensor + 1, [3]), attempt="small")
+    assert checkpoints.newest().world_size == 2
+    assert same(checkpoints.newest().tensor("learners/net/weights/w"), tensor + 1)
+    checkpoints.remove_stale()
     assert storage.list("00000001") == [
         "manifest.json",
-        "rank-00000.safetensors",
-        "rank-00001.safetensors",
-        "state.json",
+        "rank-00000-000-small.safetensors",
+        "rank-00001-000-small.safetensors",
+        "state-small.json",
     ]
     assert same(checkpoints.newest().tensor("learners/net/weights/w"), tensor + 1)
 
@@ -498,7 +548,7 @@ def test_a_learner_s_tensor_may_be_empty_or_tied(checkpoints):
     shared = torch.arange(3.0)
     parts = [Part.whole("learners/a/weights/empty", torch.zeros(0, 2))]
     parts += [Part.whole(f"learners/a/weights/{name}", shared) for name in ("x", "y")]
-    checkpoints.save(1, None, parts)
+    save(checkpoints, 1, None, parts)
     assert same(
         checkpoints.newest().tensors("learners/a/weights/"), {"empty": torch.zeros(0, 2), "x": shared, "y": shared}
     )

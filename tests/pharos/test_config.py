@@ -177,6 +177,9 @@ def test_a_typo_gets_a_suggestion(override, words):
         ("resources.workers=1.5", "resources.workers"),
         ("resources.workers=null", "resources.workers"),
         ("resources.hang_seconds=long", "resources.hang_seconds"),
+        ("storage.keep_last=all", "storage.keep_last"),
+        ("storage.keep_trials=1.5", "storage.keep_trials"),
+        ("storage.options=endpoint", "storage.options"),
         ("engine.zero=two", "engine.zero"),
         ("engine.accumulation=0.5", "engine.accumulation"),
         ("engine.offload=maybe", "engine.offload"),
@@ -192,6 +195,13 @@ def test_a_value_of_the_wrong_type_is_one_line_that_names_it(override, name):
         "trials=0",
         "retries=-1",
         "checkpoint_seconds=-1",
+        "storage.patience=0.5",
+        "storage.mirror_seconds=0",
+        "storage.keep_last=0",
+        "storage.keep_best=-1",
+        "storage.keep_every=-1",
+        "storage.keep_trials=0",
+        "storage.cache_gb=-1",
         "scheduler.reduction=1",
         "scheduler.grace=0",
         "scheduler.grace=1.5",
@@ -209,6 +219,35 @@ def test_a_value_of_the_wrong_type_is_one_line_that_names_it(override, name):
 def test_a_value_out_of_range_is_one_line_that_names_it(override):
     name, _, value = override.partition("=")
     assert re.match(rf"{re.escape(name)}={re.escape(value)}(\.0)?: ", refused(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("storage.options={key: hunter22}", "storage.options.key"),
+        ("storage.options={secret: hunter22}", "storage.options.secret"),
+        ("storage.options={token: hunter22}", "storage.options.token"),
+        ("storage.options={account_key: hunter22}", "storage.options.account_key"),
+        ("storage.options={client_kwargs: {aws_secret_access_key: hunter22}}", "storage.options.aws_secret_access_key"),
+        ("storage.options={client_kwargs: {proxy: 'http://lab:hunter22@proxy'}}", "storage.options.proxy"),
+        ("study.storage='postgresql://lab:hunter22@db/studies'", "study.storage=postgresql://lab:***@db/studies"),
+        ("study.storage='mysql://lab@db/studies?passwd=hunter22'", "study.storage=mysql://lab@db/studies"),
+        ("study.storage='no URL, hunter22'", "study.storage"),
+    ],
+)
+def test_a_secret_among_the_settings_is_refused_and_not_shown(override, name):
+    line = refused(override)
+    assert line.startswith(f"{name}: ")
+    assert "hunter22" not in line
+
+
+def test_where_a_store_is_and_who_asks_are_no_secrets():
+    options = {"endpoint_url": "http://minio:9000", "profile": "lab", "client_kwargs": {"region_name": "eu-1"}}
+    typed = 'storage.options={endpoint_url: "http://minio:9000", profile: lab, client_kwargs: {region_name: eu-1}}'
+    made = plan(typed, "study.storage='postgresql://lab@db/studies'")
+    assert made.settings.storage.options == options
+    assert made.settings.study.storage == "postgresql://lab@db/studies"
+    assert parts(reopen_plan(reread(made), [])) == parts(made)
 
 
 @pytest.mark.parametrize(
@@ -491,6 +530,19 @@ def test_a_reopened_plan_takes_new_ways_to_run_only():
     assert parts(changed)[1:] == parts(made)[1:]
 
 
+def test_how_a_reopened_sweep_is_stored_may_change_and_what_is_typed_beside_it_stays():
+    made = plan("storage.url=s3://lab/sweeps", "storage.keep_best=3")
+    typed = ["storage.keep_last=5", "storage.options.endpoint_url=http://minio:9000", "study.storage=sqlite:///s.db"]
+    changed = reopen_plan(reread(made), typed)
+    expected = dataclasses.replace(made.settings.storage, keep_last=5, options={"endpoint_url": "http://minio:9000"})
+    assert changed.settings.storage == expected
+    assert (changed.settings.study.storage, made.settings.study.storage) == ("sqlite:///s.db", None)
+    assert parts(changed)[1:] == parts(made)[1:]
+    spec = changed.trial_spec("s", 0, {}, "folder", "folder")
+    assert spec.storage == dataclasses.asdict(expected)
+    assert spec.mode == "min"
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -504,7 +556,8 @@ def test_a_reopened_plan_takes_new_ways_to_run_only():
         "retriess=1",
         "+retries=1",
         "retries",
-        "storage.url=x",
+        "storage",
+        "study=x",
     ],
 )
 def test_a_reopened_plan_keeps_what_is_searched(override):

@@ -14,6 +14,7 @@ from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import ROOT
 from pharos.learner import Learner, OptimConfig
+from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.world import World
 
@@ -72,7 +73,7 @@ def assert_close(ours, theirs):
 
 def saved(learner, folder):
     checkpoints = Checkpoints(Storage(str(folder)))
-    checkpoints.save(1, {}, learner.parts())
+    Saver(checkpoints).save(1, {}, learner.parts())
     return checkpoints.newest()
 
 

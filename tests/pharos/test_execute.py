@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 from collections import OrderedDict
 
 import pytest
@@ -38,6 +39,11 @@ def newest_weights(folder):
     from pharos.checkpoint import Checkpoints
 
     return Checkpoints(Storage(str(folder / "checkpoints"))).newest().tensors("learners/net/weights/")
+
+
+def written(run):
+    """Waits until no checkpoint is being written: what a kill finds on disk is not left to chance."""
+    assert run._saver.wait(30)
 
 
 def raise_at(epoch_index, error):
@@ -173,6 +179,61 @@ def test_an_interrupted_trial_goes_on_to_the_same_rows_and_weights(toy, tmp_path
     assert all(torch.equal(value, expected[name]) for name, value in newest_weights(tmp_path / "parts").items())
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("min", [1, 3, 4]), ("max", [2, 3, 4])])
+def test_the_two_newest_checkpoints_and_the_best_stay(toy, tmp_path, mode, kept):
+    def in_epoch(run, epoch, config):
+        written(run)
+        return {"error": (1.0, 5.0, 2.0, 3.0)[epoch.index]}
+
+    toy.in_epoch = in_epoch
+    run_trial(toy, tmp_path, mode=mode)
+    assert sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()) == kept
+
+
+def test_a_trial_keeps_what_its_storage_says(toy, tmp_path):
+    toy.in_epoch = lambda run, epoch, config: written(run)
+    run_trial(toy, tmp_path, storage={"keep_last": 1, "keep_best": 0, "keep_every": 2})
+    assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000004"]
+
+
+def test_what_a_dead_attempt_was_writing_is_gone_when_the_next_one_trains(toy, tmp_path):
+    toy.in_epoch = lambda run, epoch, config: run.interrupt() if epoch.index == 1 else None
+    run_trial(toy, tmp_path, checkpoint_seconds=1e9)
+    left = [f"checkpoints/{name}/rank-00000-000-dead.safetensors" for name in ("00000002", "00000003")]
+    for path in left:
+        Storage(str(tmp_path)).write_bytes(path, b"half of it")
+    seen = []
+    toy.in_epoch = lambda run, epoch, config: seen.extend((tmp_path / path).exists() for path in left)
+    ending, reports = run_trial(toy, tmp_path, checkpoint_seconds=1e9)
+    assert ending.outcome == Outcome.COMPLETE, ending.reason
+    assert [report.fidelity for report in reports] == [3, 4]
+    assert seen == [False] * 4
+
+
+@pytest.mark.parametrize("name", ["log", None])
+def test_what_a_trial_prints_and_logs_goes_to_its_log_if_it_has_one(toy, tmp_path, capsys, name):
+    def in_epoch(run, epoch, config):
+        print("printed")
+        print("complained", file=sys.stderr)
+        if epoch.index == 1:
+            raise KeyError("no such joint")
+
+    toy.in_epoch = in_epoch
+    handlers = list(logging.getLogger("pharos").handlers)
+    execute(toy.spec(tmp_path), lambda report: None, log=name)
+    print("afterwards")
+    assert logging.getLogger("pharos").handlers == handlers
+    out, err = capsys.readouterr()
+    if name is None:
+        assert not (tmp_path / "log").exists()
+        assert (out, err) == ("printed\n" * 2 + "afterwards\n", "complained\n" * 2)
+        return
+    assert (out, err) == ("afterwards\n", "")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[:5] == ["printed", "complained", "printed", "complained", "trial 00000 failed"]
+    assert lines[-2:] == ["KeyError: 'no such joint'", ""]
+
+
 @pytest.mark.parametrize("saved", [0, 1, 2])
 def test_rows_past_the_checkpoint_are_dropped_and_come_again(toy, tmp_path, monkeypatch, saved):
     run_trial(toy, tmp_path / "whole")
@@ -182,6 +243,7 @@ def test_rows_past_the_checkpoint_are_dropped_and_come_again(toy, tmp_path, monk
             run._checkpoint_seconds = 0.0
         elif epoch.index >= saved:
             run._checkpoint_seconds = 1e9
+        written(run)
         if epoch.index == 3:
             raise Killed
 
@@ -212,6 +274,7 @@ def test_seconds_past_the_checkpoint_of_a_killed_attempt_count_as_lost(toy, tmp_
 
     def in_epoch(run, epoch, config):
         now[0] += 10.0
+        written(run)
         if epoch.index == 3:
             raise Killed
 
@@ -228,10 +291,18 @@ def test_seconds_past_the_checkpoint_of_a_killed_attempt_count_as_lost(toy, tmp_
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_trial_still_ends_the_same(toy, tmp_path, caplog):
     run_trial(toy, tmp_path / "whole")
-    toy.in_epoch = lambda run, epoch, config: run.interrupt() if epoch.index == 2 else None
+
+    def in_epoch(run, epoch, config):
+        written(run)
+        if epoch.index == 2:
+            run.interrupt()
+
+    toy.in_epoch = in_epoch
     run_trial(toy, tmp_path / "parts")
     newest = max((tmp_path / "parts" / "checkpoints").iterdir())
-    (newest / "rank-00000.safetensors").write_bytes(b"")
+    assert newest.name == "00000003"
+    (tensors,) = newest.glob("rank-00000-000-*.safetensors")
+    tensors.write_bytes(b"")
     toy.in_epoch = lambda run, epoch, config: None
     ending, reports = run_trial(toy, tmp_path / "parts")
     assert ending.outcome == Outcome.COMPLETE

@@ -12,6 +12,7 @@ from pharos.checkpoint import Checkpoints, Part, seal
 from pharos.console import Console
 from pharos.errors import InputError
 from pharos.export import export_weights
+from pharos.saver import Saver
 from pharos.single import find_trial
 from pharos.storage import Storage
 from pharos.sweep import start
@@ -49,14 +50,14 @@ def test_weights_that_workers_hold_pieces_of_are_put_together(found, tmp_path):
     pieces = [Part("learners/net/weights/w", whole.flatten()[a:b], (3, 4), a) for a, b in ((0, 7), (7, 12))]
     folder = Storage(str(tmp_path / "sharded" / "checkpoints" / "00000009"))
     checkpoints = Checkpoints(Storage(str(tmp_path / "sharded" / "checkpoints")))
-    checkpoints.save(9, {"learners": ["net"], "metrics": {}}, pieces[:1])
+    Saver(checkpoints).save(9, {"learners": ["net"], "metrics": {}}, pieces[:1])
     manifest = folder.read_json("manifest.json")
     del manifest["sha256"]
     # The second worker's file, as it would have been written beside the first.
-    Checkpoints(Storage(str(tmp_path / "second"))).save(9, {}, pieces[1:])
-    data = Storage(str(tmp_path / "second" / "00000009")).read_bytes("rank-00000.safetensors")
-    folder.write_bytes("rank-00001.safetensors", data)
-    manifest["tensors"]["learners/net/weights/w"]["pieces"].append(["rank-00001.safetensors", 7, 5])
+    Saver(Checkpoints(Storage(str(tmp_path / "second")))).save(9, {}, pieces[1:])
+    data = Storage(str(tmp_path / "second" / "00000009")).read_bytes("rank-00000-000.safetensors")
+    folder.write_bytes("rank-00001-000.safetensors", data)
+    manifest["tensors"]["learners/net/weights/w"]["pieces"].append(["rank-00001-000.safetensors", 7, 5])
     folder.write_bytes("manifest.json", seal(manifest))
     export_weights(Storage(str(tmp_path / "sharded")), plan, params, str(tmp_path / "out"))
     assert torch.equal(load_file(tmp_path / "out" / "net.safetensors")["w"], whole)

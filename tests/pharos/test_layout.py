@@ -148,7 +148,9 @@ def test_each_heavy_package_is_imported_by_the_modules_that_are_about_it_alone()
 def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
     found = modules_below(PHAROS, PLATFORM)
     backends = {module for module in found if module.startswith("pharos.backends")}
-    core = {"checkpoint", "engines", "execute", "learner", "recipe", "run", "storage", "tracking", "trial", "world"}
+    core = {"background", "cache", "checkpoint", "engines", "execute", "learner", "mirror", "recipe", "retention"}
+    core |= {"retry", "run", "saver", "spool", "storage", "study", "survey", "tracking", "trial", "world"}
+    assert {f"pharos.{name}" for name in core} <= set(found)
     for module, imported in found.items():
         if module.split(".")[1:2] and module.split(".")[1] in core:
             assert not imported & backends, module
@@ -169,7 +171,8 @@ sys.meta_path.insert(0, Blocker())
 
 
 def test_the_core_needs_neither_ray_nor_wandb_nor_deepspeed():
-    blocker = _BLOCKER.format(blocked=("ray", "wandb", "deepspeed", "transformers", "h5py", "scipy"))
+    optional = ("ray", "wandb", "deepspeed", "transformers", "h5py", "scipy", "s3fs", "botocore", "psycopg2")
+    blocker = _BLOCKER.format(blocked=optional)
     code = blocker + "for name in sys.argv[1:]: importlib.import_module(name)"
     result = python(code, *(module for module in MODULES if module not in ON_RAY))
     assert result.returncode == 0, result.stderr
@@ -211,9 +214,12 @@ def test_trial_values_cross_process_borders_without_torch():
     assert python(code).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["pharos.learner", "pharos.run", "pharos.execute", "pharos.engines"])
+@pytest.mark.parametrize(
+    "module", ["pharos.learner", "pharos.run", "pharos.saver", "pharos.spool", "pharos.execute", "pharos.engines"]
+)
 def test_training_starts_without_the_packages_that_it_may_not_need(module):
-    code = f"import {module}, sys; found = {{'ray', 'wandb', 'deepspeed', 'optuna', 'hydra'}} & set(sys.modules)"
+    heavy = {"ray", "wandb", "deepspeed", "optuna", "hydra", "s3fs", "boto3"}
+    code = f"import {module}, sys; found = {heavy} & set(sys.modules)"
     result = python(f"{code}; assert not found, found")
     assert result.returncode == 0, result.stderr
 
@@ -223,5 +229,5 @@ def test_a_worker_starts_without_torch_and_without_the_search():
     result = python(f"import pharos.backends.worker, sys; found = {heavy} & set(sys.modules); assert not found, found")
     assert result.returncode == 0, result.stderr
     _, imported = imports_of(PHAROS / "backends" / "worker.py", PLATFORM)
-    searching = {"config", "console", "scheduler", "space", "study", "sweep"}
+    searching = {"config", "console", "mirror", "scheduler", "space", "study", "survey", "sweep"}
     assert not imported & {f"pharos.{name}" for name in searching}

@@ -13,6 +13,7 @@ from pharos.engines import activations
 from pharos.engines.base import EngineConfig
 from pharos.errors import InputError
 from pharos.learner import Learner, OptimConfig
+from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.world import World
 
@@ -103,7 +104,7 @@ def test_gradients_of_the_step_before_are_cleared():
 def saved(learner, folder):
     """The checkpoint of a trial that has this learner alone."""
     checkpoints = Checkpoints(Storage(str(folder)))
-    checkpoints.save(1, {}, learner.parts())
+    Saver(checkpoints).save(1, {}, learner.parts())
     return checkpoints.newest()
 
 

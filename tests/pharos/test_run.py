@@ -4,6 +4,8 @@ import gc
 import itertools
 import math
 import random
+import secrets
+import threading
 import weakref
 from collections import OrderedDict
 from typing import Any
@@ -21,6 +23,7 @@ from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.learner import OptimConfig
 from pharos.run import Run
+from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.trial import Outcome, TrialStopped
 from pharos.world import World
@@ -84,19 +87,29 @@ def staged_recipe(run, kill=lambda batch: None):
 EPOCHS = 3 + 2 * 2 + 2
 
 
-def make_run(folder=None, recorder=None, **settings):
+class Prompt(Saver):
+    """Has written a checkpoint when it comes back, so that the next one that is due is not left out."""
+
+    def begin(self, *what, **about):
+        super().begin(*what, **about)
+        assert self.wait(30)
+
+
+def make_run(folder=None, recorder=None, saver=Prompt, **settings):
+    """A run, resumed from the newest checkpoint in a folder if there is one."""
     values: dict[str, Any] = {"seed": 3, "objective": "error", "checkpoint_seconds": 0.0, **settings}
     if folder is not None:
-        values["checkpoints"] = Checkpoints(Storage(str(folder)))
-    if "checkpoints" in values:
-        values["saved"] = values["checkpoints"].newest()
+        checkpoints = Checkpoints(Storage(str(folder)))
+        checkpoints.remove_stale()
+        values["saved"] = checkpoints.newest()
+        values["saver"] = saver(checkpoints, values.get("world"), attempt=secrets.token_hex(4))
     return Run(on_report=recorder.hear if recorder else lambda report: None, **values)
 
 
 def finish(run, recorder, recipe=staged_recipe):
     recipe(run)
     run.check_loops()
-    run.save()
+    run.finish()
     recorder.final = (
         {part.name: part.values.detach().clone() for part in run._parts()},
         run.state,
@@ -146,9 +159,11 @@ def test_another_seed_gives_other_numbers(uninterrupted):
 
 
 @pytest.mark.parametrize("after", range(1, EPOCHS + 1))
-def test_an_interruption_after_any_epoch_loses_nothing(tmp_path, uninterrupted, after):
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_an_interruption_after_any_epoch_loses_nothing(tmp_path, uninterrupted, seconds, after):
+    """Also when a checkpoint is still being written, or was due and left out."""
     recorder = Recorder()
-    run = make_run(tmp_path, recorder, checkpoint_seconds=1e9)
+    run = make_run(tmp_path, recorder, Saver, checkpoint_seconds=seconds)
 
     def stop_at(batch):
         if run.fidelity == after - 1:
@@ -172,12 +187,13 @@ def test_kills_in_any_batch_lose_no_number(tmp_path_factory, uninterrupted, kill
     """With a checkpoint after each `every`-th epoch only, so that kills lose epochs."""
     folder, recorder = tmp_path_factory.mktemp("killed"), Recorder()
 
-    class Sparse(Checkpoints):
-        def save(self, step, *what):
-            return super().save(step, *what) if step % every == 0 or step == EPOCHS else ""
+    class Sparse(Prompt):
+        def begin(self, step, *what, **about):
+            if step % every == 0 or step == EPOCHS:
+                super().begin(step, *what, **about)
 
     def fresh():
-        return make_run(checkpoints=Sparse(Storage(str(folder))), recorder=recorder)
+        return make_run(folder, recorder, Sparse)
 
     for fidelity, batch in kills:
         run = fresh()
@@ -222,7 +238,9 @@ def test_the_loss_of_epochs_without_a_report_survives_a_resume(tmp_path):
 
     with pytest.raises(Killed):
         recipe(run, die)
-    finish(make_run(tmp_path, resumed), resumed, recipe)
+    again = make_run(tmp_path, resumed)
+    assert again.fidelity == 3  # saved between two reports
+    finish(again, resumed, recipe)
     assert resumed.reports == whole.reports
 
 
@@ -237,7 +255,7 @@ def test_a_loop_left_by_end_loop_stays_left_when_it_was_the_last_thing_saved(tmp
 
     first = make_run(tmp_path)
     assert recipe(first, 1) == [0, 1]
-    first.save()
+    first.finish()
     second = make_run(tmp_path)
     assert recipe(second, 99) == []
     assert second.fidelity == 2
@@ -496,6 +514,16 @@ def test_a_learner_s_name_has_no_slash():
         make_run().learner("a/b", make_net(), OptimConfig())
 
 
+def test_what_is_written_meanwhile_draws_none_of_the_trial_s_random_numbers(tmp_path):
+    def states():
+        return random.getstate(), [np.array(part).tolist() for part in np.random.get_state()], torch.get_rng_state()
+
+    saver = make_run(tmp_path, saver=Saver)._saver
+    before = states()
+    saver.save(1, {"t": torch.ones(3)})
+    assert identical(states(), before)
+
+
 def test_a_closed_run_leaves_no_module_behind():
     run = make_run()
     module = weakref.ref(run.learner("net", make_net(), OptimConfig()).module)
@@ -593,15 +621,74 @@ def test_a_stop_without_an_interruption_saves_nothing_new(tmp_path):
     assert Checkpoints(Storage(str(tmp_path))).newest() is None
 
 
+class Idle(Saver):
+    """Notes what it is given, and writes nothing."""
+
+    def __init__(self, *what, **settings):
+        super().__init__(*what, **settings)
+        self.given = []
+
+    def begin(self, step, *what, **about):
+        self.given.append(step)
+
+
 def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch):
-    now, saved = [0.0], []
+    now = [0.0]
     monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *what: saved.append(step))
-    run = make_run(tmp_path, checkpoint_seconds=10.0)
+    run = make_run(tmp_path, saver=Idle, checkpoint_seconds=10.0)
     for _ in run.epochs("a", 9):
         now[0] += 4.0
-    run.save()
-    assert saved == [3, 6, 9]  # at 12, 24 and 36 seconds; the last call had nothing new to save
+    run.finish()
+    assert run._saver.given == [3, 6, 9]  # at 12, 24 and 36 seconds; the last call had nothing new to save
+
+
+def test_a_checkpoint_that_is_due_while_one_is_written_is_left_out_and_the_last_is_saved_all_the_same(tmp_path):
+    class Busy(Idle):
+        is_busy = False
+
+    run = make_run(tmp_path, saver=Busy)
+    saver, held_up = run._saver, []
+    for epoch in run.epochs("a", 6):
+        saver.is_busy = epoch.index in (1, 2, 5)
+        held_up.append(saver.is_busy)
+    assert held_up == [False, True, True, False, False, True]
+    assert saver.given == [1, 4, 5]
+    finishing = threading.Thread(target=run.finish)
+    finishing.start()
+    finishing.join(0.5)
+    assert finishing.is_alive()  # it waits for the one that is written
+    assert saver.given == [1, 4, 5]
+    saver.is_busy = False
+    finishing.join(30)
+    assert saver.given == [1, 4, 5, 6]
+    assert run.fidelity == 6
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path, monkeypatch):
+    let_go, write = threading.Event(), Storage.write_bytes
+
+    def slow(self, path, data):
+        assert let_go.wait(30)
+        write(self, path, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", slow)
+    run = make_run(tmp_path, saver=Saver)
+    learner = run.learner("net", make_net(), OptimConfig(lr=0.5))
+    weights = []
+    for epoch in run.epochs("a", 3):
+        fit(learner, epoch, lambda batch: None)
+        run.state["epoch"] = epoch.index
+        weights.append({name: value.clone() for name, value in learner.weights().items()})
+    assert Checkpoints(Storage(str(tmp_path))).newest() is None  # all three epochs went by meanwhile
+    let_go.set()
+    assert run._saver.wait(30)
+    first = Checkpoints(Storage(str(tmp_path))).newest()
+    assert (first.step, first.state["state"]) == (1, {"epoch": 0})
+    assert identical(first.tensors("learners/net/weights/"), weights[0])
+    run.finish()
+    last = Checkpoints(Storage(str(tmp_path))).newest()
+    assert (last.step, last.state["state"]) == (3, {"epoch": 2})
+    assert identical(last.tensors("learners/net/weights/"), weights[2])
 
 
 def test_seconds_of_earlier_attempts_count_up_to_their_checkpoint(tmp_path, monkeypatch):

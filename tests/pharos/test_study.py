@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from pharos.errors import InputError
 from pharos.space import parse_space
-from pharos.study import Study, Usage, best_record, count_outcomes, read_records, read_usage
+from pharos.storage import Storage
+from pharos.study import Study, Usage, best_record, count_outcomes, read_study
 from pharos.trial import Ending, Outcome
 
 SPACE = parse_space(
@@ -32,13 +33,22 @@ FINAL = [outcome for outcome in Outcome if outcome.is_final]
 
 
 def open_study(folder, mode="min", sampler=None):
-    return Study(Path(folder) / "study.journal", mode, lambda known: sampler or optuna.samplers.RandomSampler(known))
+    return Study(Path(folder), mode, lambda known: sampler or optuna.samplers.RandomSampler(known))
+
+
+def optuna_study(folder):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(Path(folder) / "study.journal")))
+    return optuna.load_study(study_name="sweep", storage=storage)
 
 
 def optuna_trials(folder):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(Path(folder) / "study.journal")))
-    return optuna.load_study(study_name="sweep", storage=storage).trials
+    return optuna_study(folder).trials
+
+
+def read(folder):
+    """What somebody who has not the study open reads of it: its trials and its usage."""
+    return read_study(Storage(str(folder)), "toy-sweep", None)
 
 
 def states(folder):
@@ -92,9 +102,11 @@ def test_each_outcome_has_its_state_its_value_and_its_constraint(study, tmp_path
 def test_what_is_known_of_a_trial_reads_back_as_it_was(study, tmp_path):
     number = run_to(study, Outcome.PRUNED)
     before = study.records[number]
-    mode, records = read_records(tmp_path / "study.journal")
-    assert mode == "min"
+    records, usage = read(tmp_path)
+    assert study.mode == "min"
+    assert optuna_study(tmp_path).direction == optuna.study.StudyDirection.MINIMIZE
     assert records == {number: before}
+    assert usage == Usage()
     assert (before.reason, before.fidelity, before.metrics) == ("why", 3, {"error": 1.0})
     assert (before.seconds, before.lost_seconds, before.curve) == (2.5, 0.5, {1: 10.0, 2: 9.0, 3: 8.0})
 
@@ -143,8 +155,9 @@ def test_a_value_of_zero_is_compared_as_zero(study):
 def test_maximising_is_recorded(tmp_path):
     study = open_study(tmp_path, "max")
     run_to(study, Outcome.COMPLETE)
+    assert study.mode == "max"
     study.close()
-    assert read_records(tmp_path / "study.journal")[0] == "max"
+    assert optuna_study(tmp_path).direction == optuna.study.StudyDirection.MAXIMIZE
 
 
 def test_an_interrupted_trial_is_handed_out_first_with_its_number_and_values(study):
@@ -181,7 +194,7 @@ def test_first_trials_come_first_and_once_over_any_reopening(tmp_path):
 def test_first_trials_that_wait_are_no_trials_yet(study, tmp_path):
     study.enqueue(FIRST)
     assert study.records == {}
-    assert read_records(tmp_path / "study.journal")[1] == {}
+    assert read(tmp_path)[0] == {}
 
 
 def test_a_repeated_report_changes_nothing(study, tmp_path):
@@ -255,20 +268,22 @@ def test_readers_are_let_in_while_a_driver_works(study, tmp_path):
     run_to(study, Outcome.COMPLETE)
     study.set_usage(Usage(3.0, 6.0))
     ask(study)
-    records = read_records(tmp_path / "study.journal")[1]
+    records, usage = read(tmp_path)
     assert [record.outcome for record in records.values()] == [Outcome.COMPLETE, Outcome.RUNNING]
-    assert read_usage(tmp_path / "study.journal") == Usage(3.0, 6.0)
+    assert usage == Usage(3.0, 6.0)
 
 
 def test_a_missing_study_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="no such study"):
-        read_records(tmp_path / "study.journal")
+    with pytest.raises(InputError, match=r"study\.journal: no such study") as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_sampler_learns_how_many_trials_there_are(tmp_path):
     known = []
     for _ in range(2):
-        study = Study(tmp_path / "study.journal", "min", lambda n: known.append(n) or optuna.samplers.RandomSampler(0))
+        study = Study(tmp_path, "min", lambda n: known.append(n) or optuna.samplers.RandomSampler(0))
         study.enqueue(FIRST)
         run_to(study, Outcome.COMPLETE)
         study.close()
@@ -281,6 +296,64 @@ def test_every_outcome_is_counted(study):
     ask(study)
     study.interrupt(ask(study).number)
     assert count_outcomes(study.records) == dict.fromkeys(Outcome, 1)
+
+
+@pytest.fixture
+def rdb(tmp_path):
+    return f"sqlite:///{tmp_path}/lab.db"
+
+
+def open_in(rdb, folder, name):
+    return Study(folder, "max", optuna.samplers.RandomSampler, name, rdb)
+
+
+def test_studies_in_a_database_are_apart_and_read_back_as_they_were(tmp_path, rdb):
+    studies = {name: open_in(rdb, tmp_path / name, name) for name in ("ours", "theirs")}
+    for outcome in FINAL:
+        run_to(studies["ours"], outcome)
+    studies["ours"].set_usage(Usage(3.0, 6.0))
+    ask(studies["theirs"])
+    for name, study in studies.items():
+        study.close()
+        assert not (tmp_path / name / "study.journal").exists()
+        records, usage = read_study(Storage(str(tmp_path / name)), name, rdb)
+        assert records == study.records
+        assert usage == (Usage(3.0, 6.0) if name == "ours" else Usage())
+    again = open_in(rdb, tmp_path / "theirs", "theirs")
+    assert {n: record.outcome for n, record in again.records.items()} == {0: Outcome.INTERRUPTED}
+    assert ask(again).params == studies["theirs"].records[0].params
+    again.delete()
+    with pytest.raises(InputError, match="its study has no trial yet"):
+        read_study(Storage(str(tmp_path / "theirs")), "theirs", rdb)
+    assert len(read_study(Storage(str(tmp_path / "ours")), "ours", rdb)[0]) == len(FINAL)
+
+
+def test_a_second_driver_of_a_study_in_a_database_is_refused_too(tmp_path, rdb):
+    study = open_in(rdb, tmp_path / "home", "ours")
+    with pytest.raises(InputError, match="another process"):
+        open_in(rdb, tmp_path / "home", "ours")
+    study.close()
+    open_in(rdb, tmp_path / "home", "ours").close()
+
+
+@pytest.mark.parametrize(
+    ("rdb", "says"),
+    [
+        ("sqlite:////nowhere/at/all/lab.db", "cannot be opened"),
+        ("nosuch://db/studies", "study.storage=nosuch://db/studies: "),
+        ("postgresql://me:hunter22@db/studies", "study.storage=postgresql://me:***@db/studies: a password in it"),
+        ("mysql://me@db/studies?password=hunter22", "study.storage=mysql://me@db/studies: a password in it"),
+        ("just a text with hunter22", "not a database URL"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line_and_the_folder_is_free_again(tmp_path, rdb, says):
+    for act in (lambda: open_in(rdb, tmp_path, "ours"), lambda: read_study(Storage(str(tmp_path)), "ours", rdb)):
+        with pytest.raises(InputError) as error:
+            act()
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+        assert "hunter22" not in str(error.value)
+    open_study(tmp_path).close()
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -382,7 +455,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def teardown(self):
         self.study.close()
-        on_disk = read_records(Path(self.home.name) / "study.journal")[1]
+        on_disk, _ = read(self.home.name)
         assert {n: r.outcome for n, r in on_disk.items()} == {n: t["outcome"] for n, t in self.model.items()}
         self.home.cleanup()
 

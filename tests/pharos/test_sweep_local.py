@@ -17,7 +17,7 @@ from pharos.console import Console
 from pharos.errors import InputError
 from pharos.run import Run
 from pharos.storage import Storage
-from pharos.study import read_records
+from pharos.study import read_study
 from pharos.trial import Ending, Outcome, Report
 
 
@@ -57,6 +57,10 @@ def outcomes(sweep):
 
 def journal_of(sweep):
     return Path(sweep.storage.path("study.journal"))
+
+
+def records_on_disk(sweep):
+    return read_study(sweep.storage, sweep.name, None)[0]
 
 
 def test_a_sweep_runs_the_trials_asked_for_and_sums_them_up(toy):
@@ -206,7 +210,7 @@ def test_a_lost_trial_is_started_again_until_it_was_lost_too_often(toy):
     sweep.on_lost(0, "again")  # what is final stays final
     assert record.outcome == Outcome.FAILED
     sweep.close()
-    assert read_records(journal_of(sweep))[1][0].outcome == Outcome.FAILED
+    assert records_on_disk(sweep)[0].outcome == Outcome.FAILED
 
 
 def test_losses_count_over_drivers_and_the_last_outcome_may_be_out_of_memory(toy):
@@ -303,6 +307,17 @@ def test_a_sweep_is_found_by_its_name_or_by_its_path(toy):
         found.close()
 
 
+def test_where_a_sweep_is_looked_for_changes_nothing_of_it(toy, tmp_path):
+    sweep = start(toy, "trials=1")
+    run(sweep)
+    before = sweep.storage.read_bytes("sweep.yaml")
+    shutil.move(toy.url, tmp_path / "moved")
+    moved = sweep_module.reopen(sweep.name, [f"storage.url={tmp_path / 'moved'}"], Quiet())
+    assert moved.storage.read_bytes("sweep.yaml") == before
+    assert moved.settings.storage.url == toy.url
+    assert run(moved)["trials"] == {"complete": 1}
+
+
 def test_an_unknown_sweep_is_one_line_that_names_those_there_are(toy):
     with pytest.raises(InputError, match="there is none"):
         reopen(toy, "toy-nowhere")
@@ -342,6 +357,19 @@ def test_a_storage_that_cannot_be_written_is_refused_before_anything_starts(toy,
         start(toy, f"storage.url={tmp_path / 'file' / 'sweeps'}")
 
 
+def test_a_sweep_keeps_the_checkpoints_of_so_many_of_its_best_trials(toy):
+    sweep = start(toy, "trials=4", "scheduler=none", "storage.keep_trials=2", "storage.keep_last=1")
+    summary = run(sweep)
+    values = {number: record.value for number, record in sweep.study.records.items()}
+    best = sorted(values, key=values.get)[:2]
+    for number in values:
+        steps = sweep.storage.list(f"trials/{number:05d}/checkpoints")
+        assert bool(steps) == (number in best)
+        assert len(sweep.storage.read_lines(f"trials/{number:05d}/metrics.jsonl")) == 2
+    assert int(summary["best"]["trial"]) == best[0]
+    assert Path(summary["best"]["checkpoint"], "manifest.json").is_file()
+
+
 def test_discarding_takes_back_a_sweep_without_trials_only(toy):
     sweep = start(toy)
     sweep.discard()
@@ -363,7 +391,7 @@ def assert_whole(sweep, trials):
     assert all(record.outcome.is_final for record in sweep.study.records.values())
     first = [sweep.study.records[number].params for number in (0, 1)]
     assert first == sweep.plan.first_trials
-    on_disk = read_records(journal_of(sweep))[1]
+    on_disk = records_on_disk(sweep)
     assert {n: r.outcome for n, r in on_disk.items()} == {n: r.outcome for n, r in sweep.study.records.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pharos.execute import execute
 from pharos.run import Run
 from pharos.sweep import Sweep
@@ -12,8 +14,12 @@ from pharos.trial import Outcome, Report, TrialSpec
 def run_sweep(sweep: Sweep) -> None:
     """Runs a sweep's trials until none is left or it is interrupted."""
     sweep.open(slots=1)
-    while (spec := sweep.next_trial()) is not None:
-        _run_trial(sweep, spec)
+    while not sweep.finished:
+        spec = sweep.next_trial()
+        if spec is None:
+            time.sleep(0.2)  # its store does not answer; soon it does, or the sweep is finished
+        else:
+            _run_trial(sweep, spec)
     wait_for_trackers(10)
 
 

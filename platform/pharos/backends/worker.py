@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import threading
@@ -158,15 +157,8 @@ class Worker:
 
         messages = self._messages
         rank = self._world.rank if self._world is not None else 0
-        log = Path(spec.folder) / (f"log.{rank}" if rank else "log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            handler = logging.StreamHandler(file)
-            logging.getLogger("pharos").addHandler(handler)
-            try:
-                messages.put(execute(spec, messages.put, self._take_run, self._world))
-            finally:
-                logging.getLogger("pharos").removeHandler(handler)
+        log = f"log.{rank}" if rank else "log"
+        messages.put(execute(spec, messages.put, self._take_run, self._world, log))
 
     def _take_run(self, run: Any) -> None:
         # Kept for `interrupt` and `stop`, which may have been called before there was a run.
