@@ -2,10 +2,10 @@
 
 A checkpoint is a folder `<step>/`. Each worker writes what it holds of the learners to files of at most 32 MiB,
 `rank-<r>-<n>-<attempt>.safetensors`; rank 0 adds the rest of the trial's state (`state-<attempt>.json`, its tensors in
-rank 0's files) and, when all are written, `manifest.json`: the size and SHA-256 of every file, how many workers and
-which engine wrote them, which elements of which tensor lie where, the value of the objective, and its own SHA-256.
-The manifest is the commit: a folder without a valid one does not exist. No file is ever written twice, so that what a
-process that was thought dead still writes spoils nothing.
+rank 0's files) and, when all are written, `manifest-<attempt>.json`: the size and SHA-256 of every file, how many
+workers and which engine wrote them, which elements of which tensor lie where, the value of the objective, and its own
+SHA-256. The manifest is the commit: a folder without a valid one does not exist. No file is ever written twice, so
+that an attempt that was thought dead and writes on spoils nothing: a folder then holds two checkpoints, both good.
 
 As tensors are named and their pieces are located in the flattened whole, any number of workers reads what any other
 number wrote. Nothing here is ever unpickled. `pharos.saver` writes them.
@@ -13,12 +13,13 @@ number wrote. Nothing here is ever unpickled. `pharos.saver` writes them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,6 @@ from pharos.background import in_parallel
 from pharos.errors import PharosError, StorageError
 from pharos.storage import Storage
 
-MANIFEST = "manifest.json"
 _HELD = "held-"
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,13 @@ class Checkpoint:
 
     Args:
         storage: Its folder.
-        manifest: What its manifest says.
+        name: Of its manifest.
+        manifest: What that says.
         files: The files that were read already, by name.
     """
 
-    def __init__(self, storage: Storage, manifest: Mapping[str, Any], files: dict[str, bytes] | None = None):
+    def __init__(self, storage: Storage, name: str, manifest: Mapping[str, Any], files: dict[str, bytes] | None = None):
+        self.name = name
         self.step = int(manifest["step"])
         self.world_size = int(manifest["world_size"])
         self._storage = storage
@@ -136,16 +138,17 @@ class Checkpoints:
 
         A damaged one is named in the log and the one before it is used.
         """
-        for step in reversed(self.steps()):
-            checkpoint = self._verified(step)
-            if checkpoint is not None:
-                return checkpoint
+        for step, files in reversed(self.files().items()):
+            for name in filter(is_manifest, files):
+                checkpoint = self._verified(step, name)
+                if checkpoint is not None:
+                    return checkpoint
         return None
 
-    def at(self, step: int) -> Checkpoint:
-        """A checkpoint that another worker has verified."""
+    def at(self, step: int, name: str) -> Checkpoint:
+        """A checkpoint that another worker has verified, by the name of its manifest."""
         folder = self.storage.sub(folder_of(step))
-        return Checkpoint(folder, self.manifest(step))
+        return Checkpoint(folder, name, _unseal(folder.read_bytes(name), step))
 
     def newest_path(self) -> str | None:
         """The folder of the newest committed checkpoint."""
@@ -154,7 +157,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that were committed, in order."""
-        return [step for step, files in self.files().items() if MANIFEST in files]
+        return [step for step, files in self.files().items() if any(map(is_manifest, files))]
 
     def files(self) -> dict[int, dict[str, int]]:
         """The bytes of each file of each step, committed or not, in order."""
@@ -165,21 +168,21 @@ class Checkpoints:
                 found.setdefault(int(folder), {})[name] = size
         return dict(sorted(found.items()))
 
-    def manifest(self, step: int) -> dict[str, Any]:
-        """What a checkpoint's manifest says.
+    def value(self, step: int) -> float | None:
+        """The objective of a committed checkpoint; None where it is not known."""
+        for name in filter(is_manifest, self.storage.list(folder_of(step))):
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                value: float | None = self._manifest(step, name)["value"]
+                return value
+        return None
 
-        Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is damaged.
-        """
-        return _unseal(self.storage.read_bytes(f"{folder_of(step)}/{MANIFEST}"), step)
-
-    def remove(self, step: int, names: Iterable[str]) -> None:
+    def remove(self, step: int, names: Collection[str]) -> None:
         """Removes a checkpoint, of which these are the files."""
         folder = folder_of(step)
         # First, as the rest may go in any order: half of a checkpoint must not be taken for one.
-        self.storage.remove_files([f"{folder}/{MANIFEST}"])
-        self.storage.remove_files([f"{folder}/{name}" for name in names if name != MANIFEST])
+        manifests = set(filter(is_manifest, names))
+        self.storage.remove_files([f"{folder}/{name}" for name in sorted(manifests)])
+        self.storage.remove_files([f"{folder}/{name}" for name in sorted(set(names) - manifests)])
 
     def hold(self, step: int, who: str) -> None:
         """Keeps a checkpoint from being removed until `release`: somebody is going to read it."""
@@ -192,26 +195,39 @@ class Checkpoints:
     def remove_stale(self) -> None:
         """Removes what was never committed; nobody may be writing here."""
         for step, files in self.files().items():
-            known: Iterable[str] = ()
-            if MANIFEST in files:
-                try:
-                    known = self.manifest(step)["files"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # damaged: `newest` says so
-            stale = [name for name in files if name not in known and name != MANIFEST and not is_hold(name)]
-            self.storage.remove_files([f"{folder_of(step)}/{name}" for name in stale])
+            manifests = list(filter(is_manifest, files))
+            known = {*manifests, *filter(is_hold, files)}
+            try:
+                for name in manifests:
+                    known |= set(self._manifest(step, name)["files"])
+            except (ValueError, KeyError, TypeError):
+                continue  # damaged: `newest` says so
+            self.storage.remove_files([f"{folder_of(step)}/{name}" for name in files if name not in known])
 
-    def _verified(self, step: int) -> Checkpoint | None:
+    def _manifest(self, step: int, name: str) -> dict[str, Any]:
+        return _unseal(self.storage.read_bytes(f"{folder_of(step)}/{name}"), step)
+
+    def _verified(self, step: int, name: str) -> Checkpoint | None:
         folder = self.storage.sub(folder_of(step))
         try:
-            manifest = self.manifest(step)
-            jobs = [functools.partial(_read, folder, name, entry) for name, entry in manifest["files"].items()]
-            return Checkpoint(folder, manifest, dict(in_parallel(jobs)))
+            manifest = self._manifest(step, name)
+            jobs = [functools.partial(_read, folder, file, entry) for file, entry in manifest["files"].items()]
+            return Checkpoint(folder, name, manifest, dict(in_parallel(jobs)))
         except StorageError:
             raise  # a store that does not answer says nothing of the checkpoint
         except (OSError, ValueError, KeyError, TypeError, PharosError) as error:
             logger.warning("checkpoint %s is damaged (%s); using the one before", folder.root, error)
             return None
+
+
+def manifest_name(attempt: str) -> str:
+    """The name of a manifest, from the word of the attempt that wrote it."""
+    return f"manifest-{attempt}.json" if attempt else "manifest.json"
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a file commits a checkpoint."""
+    return name.startswith("manifest") and name.endswith(".json")
 
 
 def is_hold(name: str) -> bool:
@@ -240,6 +256,8 @@ def seal(manifest: Mapping[str, Any]) -> bytes:
 
 def _unseal(data: bytes, step: int) -> dict[str, Any]:
     sealed = json.loads(data)
+    if not isinstance(sealed, dict):
+        raise ValueError("the manifest is none")
     manifest = {key: value for key, value in sealed.items() if key != "sha256"}
     if seal(manifest) != data or manifest["step"] != step:
         raise ValueError("the manifest does not match its own checksum and place")

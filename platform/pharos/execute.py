@@ -36,6 +36,7 @@ from pharos.trial import Ending, Outcome, Report, TrialSpec, TrialStopped
 from pharos.world import World, is_lost_link
 
 _TAKE_OVER_SECONDS = 60.0
+_CLOSE_SECONDS = 10.0
 # One for all trials of this process: a checkpoint that a stopped trial still writes has the line to itself.
 _saving = Background("checkpoints")
 
@@ -72,8 +73,9 @@ def execute(
             spool = Spool(home, folder, names, config.mirror_seconds)
             with _logging(folder.path(log) if log else None):
                 ending = _execute(spec, spool, on_report, on_run, world)
-                # A trial that failed has waited for its store already, if that was why.
-                spool.close(0.0 if ending.outcome == Outcome.FAILED else config.patience)
+                # A trial that failed may have waited for its store already.
+                failed = ending.outcome == Outcome.FAILED
+                spool.close(min(config.patience, _CLOSE_SECONDS) if failed else config.patience)
             spool.forget()
         return ending
     except PharosError as error:
@@ -226,8 +228,8 @@ def _find(checkpoints: Checkpoints, world: World) -> tuple[Checkpoint | None, st
     if world.rank == 0:
         checkpoints.remove_stale()
         newest = checkpoints.newest()
-    step, attempt = world.gather((newest.step if newest else None, secrets.token_hex(4)))[0]
-    return checkpoints.at(step) if step is not None and newest is None else newest, attempt
+    place, attempt = world.gather(((newest.step, newest.name) if newest else None, secrets.token_hex(4)))[0]
+    return checkpoints.at(*place) if place and newest is None else newest, attempt
 
 
 def _take_up(spool: Spool, saved: Checkpoint | None) -> tuple[float, int]:

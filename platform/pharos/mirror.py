@@ -191,11 +191,15 @@ def fetch_journal(home: Storage, target: Path) -> None:
     """
     for attempt in range(3):
         try:
-            target.write_bytes(_fetch(home, _read_pointer(home)))
+            pointer = _read_pointer(home)
         except FileNotFoundError:
+            raise InputError(f"{home.path(POINTER)}: no such study; name a sweep's folder") from None
+        try:
+            target.write_bytes(_fetch(home, pointer))
+        except InputError:
             # Its driver may just have put the segments together.
             if attempt == 2:
-                raise InputError(f"{home.path(POINTER)}: no such study; name a sweep's folder") from None
+                raise
         else:
             return
 
@@ -203,7 +207,10 @@ def fetch_journal(home: Storage, target: Path) -> None:
 def _fetch(home: Storage, pointer: _Pointer) -> bytes:
     data = b""
     for segment in pointer.segments:
-        part = home.read_bytes(f"{_SEGMENTS}/{segment.name}")
+        try:
+            part = home.read_bytes(f"{_SEGMENTS}/{segment.name}")
+        except FileNotFoundError:
+            raise InputError(f"{home.path(_SEGMENTS, segment.name)}: missing; put a copy of it back") from None
         if len(part) != segment.bytes or hashlib.sha256(part).hexdigest() != segment.sha256:
             raise InputError(f"{home.path(_SEGMENTS, segment.name)}: damaged; put a copy of it back")
         data += part
@@ -236,7 +243,10 @@ def _wait_for_driver(home: Storage, note: Callable[[str], None]) -> _Pointer | N
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(1.0, pointer.every / 4))
-        present = _read_pointer(home)
+        try:
+            present = _read_pointer(home)
+        except FileNotFoundError:
+            raise InputError(f"{home.root}: {who}, has removed it") from None
         if (present.driver, present.beat) != (pointer.driver, pointer.beat):
             if not present.is_open:
                 return present

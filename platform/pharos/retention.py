@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from pharos.checkpoint import Checkpoints, is_hold
+from pharos.checkpoint import Checkpoints, is_hold, is_manifest
 
 
 @dataclass(frozen=True)
@@ -55,37 +55,34 @@ class Retention:
     """
 
     def __init__(self, checkpoints: Checkpoints, keep: Keep):
-        self._checkpoints = checkpoints
+        # Removing need not wait for a store: what is too much goes with the next save.
+        self._checkpoints = Checkpoints(checkpoints.storage.patient(0))
         self._keep = keep
-        self._values: dict[int, float | None] = {}  # the objective of each checkpoint that is there
-        self._is_new = True
+        # The files that were there to begin with, and those written since: what another attempt, that takes this one
+        # for dead, writes meanwhile is not this one's to remove.
+        self._files = {step: set(names) for step, names in checkpoints.files().items() if any(map(is_manifest, names))}
+        self._values: dict[int, float | None] = {}
 
-    def apply(self, step: int, value: float | None) -> None:
-        """Removes what is not kept now that this step was saved, with that objective."""
+    def apply(self, step: int, value: float | None, names: Collection[str]) -> None:
+        """Removes what is not kept now that this step was saved.
+
+        Args:
+            step: The step.
+            value: Its objective.
+            names: Its files.
+        """
+        self._files.setdefault(step, set()).update(names)
         self._values[step] = value
-        if self._is_new:
-            self._values = self.values(self._checkpoints.steps()) | self._values
-            self._is_new = False
+        for other in set(self._files) - set(self._values):
+            self._values[other] = self._checkpoints.value(other)
         # What lies past this step is damaged, or the trial would have gone on from there.
         values = {other: each for other, each in self._values.items() if other <= step}
         goes = surplus(values, self._keep) | (set(self._values) - set(values))
         if not goes:
             return
-        files = self._checkpoints.files()
+        present = self._checkpoints.files()
         for other in goes:
-            names = files.get(other, {})
-            if not any(is_hold(name) for name in names):
-                self._checkpoints.remove(other, names)
-                del self._values[other]
-
-    def values(self, steps: Iterable[int]) -> dict[int, float | None]:
-        """The objective of each checkpoint; None where it is not known."""
-        return {step: self._value(step) for step in steps}
-
-    def _value(self, step: int) -> float | None:
-        if step not in self._values:
-            try:
-                self._values[step] = self._checkpoints.manifest(step)["value"]
-            except (OSError, ValueError, KeyError):
-                self._values[step] = None
-        return self._values[step]
+            there = present.get(other, {})
+            if not any(map(is_hold, there)):
+                self._checkpoints.remove(other, self._files[other] & set(there))
+                del self._values[other], self._files[other]

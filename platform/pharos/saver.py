@@ -11,6 +11,7 @@ Workers tell rank 0 what they have written through their world's board, never in
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -25,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pharos.background import Background, in_parallel
-from pharos.checkpoint import MANIFEST, Checkpoints, Part, folder_of, pack, seal
+from pharos.checkpoint import Checkpoints, Part, folder_of, manifest_name, pack, seal
 from pharos.errors import PharosError, StorageError
 from pharos.retention import Keep, Retention
 from pharos.retry import pauses, reason
@@ -83,7 +84,9 @@ class Saver:
         self.checkpoints = checkpoints
         self._storage = checkpoints.storage.patient(0)  # trying again is done here, where it shows as no progress
         self._world = world or World()
-        self._retention = Retention(Checkpoints(self._storage), keep or Keep())
+        self._retention: Retention | None = None
+        if self._world.rank == 0:
+            self._retention = Retention(checkpoints, keep or Keep())
         self._attempt = attempt
         self._patience = patience
         self._before_commit = before_commit
@@ -137,6 +140,7 @@ class Saver:
         Raises:
             TypeError: The state holds something else.
         """
+        assert not self.is_busy  # the copy would change what is being written
         snapshot = self._copy(step, state, parts, dict(engine or {}), value)
         self._moved_at = time.monotonic()
         self._background.start(functools.partial(self._write_all, snapshot))
@@ -190,7 +194,8 @@ class Saver:
         except Exception as error:
             self._error = str(error) if isinstance(error, PharosError) else f"{self._storage.root}: {reason(error)}"
             if self._world.rank:
-                self._world.post(self._key(snapshot.step, self._world.rank), json.dumps({"error": self._error}))
+                with contextlib.suppress(Exception):  # that is what failed, maybe
+                    self._world.post(self._key(snapshot.step, self._world.rank), json.dumps({"error": self._error}))
 
     def _write_own(self, snapshot: _Snapshot) -> dict[str, Any]:
         """Writes this worker's files; returns the manifest's lines on files and on pieces of tensors."""
@@ -221,10 +226,12 @@ class Saver:
             **written,
         }
         self._until_done(self._before_commit)
-        self._write(snapshot.step, MANIFEST, seal(manifest))
+        name = manifest_name(self._attempt)
+        self._write(snapshot.step, name, seal(manifest))
+        assert self._retention is not None  # this is rank 0
         try:
-            self._retention.apply(snapshot.step, snapshot.value)
-        except PharosError as error:  # the checkpoint is there; what is too much goes next time
+            self._retention.apply(snapshot.step, snapshot.value, {*written["files"], name})
+        except (PharosError, OSError) as error:  # the checkpoint is there; what is too much goes next time
             logger.warning("%s", error)
 
     def _told_by(self, rank: int, step: int) -> dict[str, Any]:

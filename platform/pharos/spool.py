@@ -59,11 +59,7 @@ class Spool:
             return
         Path(self.folder.root).mkdir(parents=True, exist_ok=True)
         for name in names:
-            # What an attempt on this node wrote after its last checkpoint is not what the trial goes on from.
-            self.folder.remove(name)
-            with contextlib.suppress(FileNotFoundError):
-                self.folder.write_bytes(name, home.read_bytes(name))
-            self._sent[name] = self._size(name)
+            self._fetch(name)
         self._outbox = Outbox(f"spool-{home.name}", home.root)
         self._outbox.every(seconds, "mirror", self.mirror)
 
@@ -77,9 +73,15 @@ class Spool:
         with self._sending:
             for name in self._names if self._outbox else ():
                 size = self._size(name)
-                if size != self._sent.get(name):
-                    store.write_bytes(name, Path(self.folder.path(name)).read_bytes()[:size])
-                    self._sent[name] = size
+                if not self.folder.exists(name):
+                    self._sent.pop(name, None)
+                elif size != self._sent.get(name):
+                    self._sent[name] = size  # at first: it may be written anew meanwhile
+                    try:
+                        store.write_bytes(name, Path(self.folder.path(name)).read_bytes()[:size])
+                    except BaseException:
+                        self._sent.pop(name, None)
+                        raise
 
     def replace(self, name: str, data: bytes) -> None:
         """Writes a file anew."""
@@ -100,8 +102,9 @@ class Spool:
         except StorageError as error:
             logger.warning("%s; what is not there lies in %s", error, self.folder.root)
         else:
-            for name in self._names:
-                self.folder.remove(name)
+            with self._sending:
+                for name in self._names:
+                    self.folder.remove(name)
         finally:
             self._outbox.close()
 
@@ -110,6 +113,16 @@ class Spool:
         folder = Path(self.folder.root)
         if not self.home.is_local and {path.name for path in folder.iterdir()} <= {".lock"}:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetch(self, name: str) -> None:
+        """Takes what the store has, unless an attempt on this node was killed that only went on from there."""
+        theirs = b""
+        with contextlib.suppress(FileNotFoundError):
+            theirs = self.home.read_bytes(name)
+        path = Path(self.folder.path(name))
+        if theirs and not (path.exists() and path.read_bytes().startswith(theirs)):
+            self.folder.write_bytes(name, theirs)
+        self._sent[name] = len(theirs)
 
     def _size(self, name: str) -> int:
         path = Path(self.folder.path(name))

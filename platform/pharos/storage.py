@@ -273,8 +273,13 @@ class Storage:
         path = self._local(".lock")
         deadline = time.monotonic() + wait_seconds
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except (FileNotFoundError, FileExistsError):  # whoever has it is just removing the folder
+                if os.path.lexists(path.parent) and not path.parent.is_dir():
+                    raise
+                continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pharos.checkpoint import MANIFEST, Checkpoints, is_hold
+from pharos.checkpoint import Checkpoints, is_hold, is_manifest
 from pharos.config import Plan
 from pharos.mirror import ours
-from pharos.retention import Keep, Retention, surplus
+from pharos.retention import Keep, surplus
 from pharos.storage import Storage
 from pharos.study import TrialRecord, read_study
 from pharos.trial import Outcome, trial_id
@@ -79,7 +79,7 @@ def survey(home: Storage, records: Mapping[int, TrialRecord], keep: Keep, trials
     uses = []
     for number, files in sorted(sizes.items()):
         steps = _steps(files)
-        committed = {step for step, names in steps.items() if MANIFEST in names}
+        committed = {step for step, names in steps.items() if any(map(is_manifest, names))}
         held = {step for step, names in steps.items() if any(is_hold(name) for name in names)}
         record = records.get(number)
         goes: dict[int, str] = {}
@@ -87,8 +87,9 @@ def survey(home: Storage, records: Mapping[int, TrialRecord], keep: Keep, trials
             if record.outcome.is_final and number not in best:
                 goes = dict.fromkeys(steps, "not of the best trials")
             elif len(committed) > keep.last:
-                retention = Retention(Checkpoints(home.sub("trials", trial_id(number), "checkpoints")), keep)
-                goes = dict.fromkeys(surplus(retention.values(committed), keep), "neither new nor good")
+                checkpoints = Checkpoints(home.sub("trials", trial_id(number), "checkpoints"))
+                values = {step: checkpoints.value(step) for step in committed}
+                goes = dict.fromkeys(surplus(values, keep), "neither new nor good")
             goes |= dict.fromkeys(set(steps) - committed, _UNFINISHED)
         goes = {step: why for step, why in sorted(goes.items()) if step not in held}
         uses.append(TrialUse(number, sum(files.values()), steps, goes, record.outcome if record else None))

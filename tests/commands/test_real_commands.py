@@ -62,7 +62,7 @@ def rows(trial: Path) -> list[dict[str, Any]]:
 
 def last_writes(folder: Path, trials: list[str]) -> dict[Path, int]:
     """When each checkpoint of these trials was written."""
-    manifests = (path for trial in trials for path in (folder / "trials" / trial).glob("checkpoints/*/manifest.json"))
+    manifests = (path for trial in trials for path in (folder / "trials" / trial).glob("checkpoints/*/manifest-*.json"))
     return {path: path.stat().st_mtime_ns for path in manifests}
 
 
@@ -71,7 +71,7 @@ def test_train_is_resumed_after_a_kill_with_the_numbers_it_would_have_had(tmp_pa
     process = start(tmp_path, "train", "--family", "tipsy", *LONG)
     others = lambda: [p for p in (tmp_path / "sweeps").iterdir() if p.name != whole["run"]]  # noqa: E731
     # Whichever is written past the twelfth: one that is due while another is being written is left out.
-    manifests = lambda: [m for p in others() for m in p.glob("checkpoints/*/manifest.json")]  # noqa: E731
+    manifests = lambda: [m for p in others() for m in p.glob("checkpoints/*/manifest-*.json")]  # noqa: E731
     wait_until(lambda: any(int(manifest.parent.name) >= 12 for manifest in manifests()))
     process.kill()
     process.communicate()
@@ -123,7 +123,7 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
     name = next((tmp_path / "sweeps").iterdir()).name
     assert f"--resume {name}" in out
-    assert list((tmp_path / "sweeps").glob("*/trials/00000/checkpoints/*/manifest.json"))
+    assert list((tmp_path / "sweeps").glob("*/trials/00000/checkpoints/*/manifest-*.json"))
     summary = json.loads((tmp_path / "sweeps" / name / "summary.json").read_text())
     assert summary["trials"] == {"interrupted": 1}
     resumed = run(tmp_path, "sweep", "--resume", name)

@@ -5,9 +5,12 @@ import itertools
 import os
 import random
 import secrets
+import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from bucket import Fault, FaultyProxy
@@ -302,14 +305,14 @@ def test_an_option_that_the_file_system_does_not_know_is_one_line(aws, monkeypat
     assert one_line(error)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_fails_now_and_then_everything_written_reads_back(server, url, direct, monkeypatch, seed):
     monkeypatch.setattr(retry, "pauses", lambda: itertools.repeat(0.005))
     with FaultyProxy(server.url, rate=0.3, seed=seed, stall_seconds=0.05) as proxy:
         home = Storage(url, {"endpoint_url": proxy.url, **OPTIONS}, patience=30)
         expected = {}
         chance = random.Random(seed)
-        for index in range(16):
+        for index in range(14):
             name = f"{index % 4}/{chance.choice('abcde')}"
             if chance.random() < 0.2:
                 home.remove(name)
@@ -373,30 +376,34 @@ ACTS = {
 }
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_a_store_that_stalls_is_given_up_after_the_patience_and_one_more_request(proxy, url, direct, act):
+def test_a_store_that_stalls_is_given_up_after_the_patience_and_one_more_request(proxy, url, direct):
     direct.write_bytes("x", b"1")
     config = {"config_kwargs": {"connect_timeout": 1, "read_timeout": 0.3}}
     home = Storage(url, {"endpoint_url": proxy.url, **config}, patience=0.7)
     home.read_bytes("x")
     proxy.stalled = True
-    started = time.monotonic()
-    with pytest.raises(StorageError, match=r"^cannot \w+.* s3://.* \(\d attempts in 0\.7 s\)$") as error:
-        ACTS[act](home)
-    took = time.monotonic() - started
+
+    def time_of(act):
+        started = time.monotonic()
+        with pytest.raises(StorageError, match=r"^cannot \w+.* s3://.* \(\d attempts in 0\.7 s\)$") as error:
+            act(home)
+        assert not error.value.is_final
+        assert one_line(error)
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(len(ACTS)) as pool:
+        took = dict(zip(ACTS, pool.map(time_of, ACTS.values()), strict=True))
     proxy.stalled = False
-    assert not error.value.is_final
-    assert one_line(error)
     # The HTTP client sends once more on its own what may be sent twice.
-    assert 0.5 <= took < 0.7 + 2 * 0.3 + 0.5, took
+    assert all(0.5 <= seconds < 0.7 + 2 * 0.3 + 0.6 for seconds in took.values()), took
 
 
 def test_a_store_that_is_down_is_given_up_after_the_patience(proxy, url):
-    home = Storage(url, {"endpoint_url": proxy.url, **OPTIONS}, patience=0.4)
+    home = Storage(url, {"endpoint_url": proxy.url, **OPTIONS}, patience=0.3)
     proxy.down = True
     for act in ACTS.values():
         started = time.monotonic()
-        with pytest.raises(StorageError, match=r"Could not connect.* \(\d+ attempts in 0\.4 s\)$"):
+        with pytest.raises(StorageError, match=r"Could not connect.* \(\d+ attempts in 0\.3 s\)$"):
             act(home)
         assert 0.1 < time.monotonic() - started < 1.0
 
@@ -503,6 +510,34 @@ def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_where_it_belongs(tmp
     folder.unlock(lock)
 
 
+@pytest.mark.parametrize("moment", ["made", "seen"])
+def test_a_folder_that_is_removed_while_another_process_locks_it_is_made_anew(tmp_path, monkeypatch, moment):
+    folder = Storage(str(tmp_path / "home"))
+    folder.unlock(folder.lock())
+    owner, name = {"made": (os, "open"), "seen": (Path, "is_dir")}[moment]
+    call = getattr(owner, name)
+
+    def late(path, *arguments):
+        monkeypatch.setattr(owner, name, call)
+        folder.remove()
+        return call(path, *arguments)
+
+    monkeypatch.setattr(owner, name, late)
+    folder.unlock(folder.lock())
+    assert getattr(owner, name) is call
+    assert folder.exists(".lock")
+
+
+@pytest.mark.parametrize("kind", ["file", "lost link"])
+def test_what_is_no_folder_cannot_be_locked(tmp_path, kind):
+    if kind == "file":
+        (tmp_path / "home").write_text("")
+    else:
+        (tmp_path / "home").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        Storage(str(tmp_path / "home")).lock()
+
+
 def test_many_that_lock_and_remove_a_folder_never_have_it_together(tmp_path):
     inside, wrong = [], []
 
@@ -515,7 +550,7 @@ def test_many_that_lock_and_remove_a_folder_never_have_it_together(tmp_path):
                     wrong.append(list(inside))
                 time.sleep(0.0005)
                 inside.remove(threading.get_ident())
-                folder.remove()
+                shutil.rmtree(folder.root, ignore_errors=True)  # as a spool goes, with those who wait looking on
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
