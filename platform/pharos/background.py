@@ -15,6 +15,8 @@ from pharos.retry import pauses, reason
 
 T = TypeVar("T")
 
+_CLOSE_SECONDS = 2.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -115,10 +117,12 @@ class Outbox:
         self.check(patience)
 
     def close(self) -> None:
-        """Lets the thread end, written or not."""
+        """Lets the thread end, written or not; a job that it is at has a moment to end."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_SECONDS)
 
     def _work(self) -> None:
         waits = pauses()

@@ -185,7 +185,10 @@ class Checkpoints:
         self.storage.remove_files([f"{folder}/{name}" for name in sorted(set(names) - manifests)])
 
     def hold(self, step: int, who: str) -> None:
-        """Keeps a checkpoint from being removed until `release`: somebody is going to read it."""
+        """Keeps a checkpoint from being removed until `release`: somebody is going to read it.
+
+        One that was just being removed goes all the same; who holds it looks afterwards whether it is there.
+        """
         self.storage.write_bytes(f"{folder_of(step)}/{_HELD}{who}", b"")
 
     def release(self, step: int, who: str) -> None:

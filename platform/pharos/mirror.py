@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from pharos.background import Outbox
 from pharos.errors import InputError, StorageError
 from pharos.storage import Storage, StorageConfig
 
@@ -177,9 +178,12 @@ def ours(home: Storage, config: StorageConfig) -> Iterator[None]:
             yield
         return
     mirror = StudyMirror(home, None, config.mirror_seconds)
+    outbox = Outbox("ours", home.root)
+    outbox.every(config.mirror_seconds, "beat", mirror.push)
     try:
         yield
     finally:
+        outbox.close()
         mirror.close()
 
 

@@ -225,7 +225,7 @@ class Saver:
             "state": self._state_name,
             **written,
         }
-        self._until_done(self._before_commit)
+        self._until_done(self._before_commit, snapshot.step)
         name = manifest_name(self._attempt)
         self._write(snapshot.step, name, seal(manifest))
         assert self._retention is not None  # this is rank 0
@@ -236,10 +236,17 @@ class Saver:
 
     def _told_by(self, rank: int, step: int) -> dict[str, Any]:
         """What another worker has written, once it has."""
-        while (note := self._world.take(self._key(step, rank))) is None:
+        key = self._key(step, rank)
+        while (note := self._world.take(key)) is None:
             if self._is_abandoned:
                 raise PharosError(f"worker {rank} has not written its part")
+            news = self._world.take(f"{key}/news")
+            if news:
+                self._trouble = f"worker {rank}: {news}"
+            elif news is not None:
+                self._moved_at = time.monotonic()
             time.sleep(0.01)
+        self._world.take(f"{key}/news")
         told: dict[str, Any] = json.loads(note)
         if "error" in told:
             raise PharosError(f"worker {rank}: {told['error']}")
@@ -250,21 +257,28 @@ class Saver:
         return self._write(step, file.name, save({name: values for name, (_, values) in file.pieces.items()}))
 
     def _write(self, step: int, name: str, data: bytes) -> tuple[str, dict[str, Any]]:
-        self._until_done(lambda: self._storage.write_bytes(f"{folder_of(step)}/{name}", data))
+        self._until_done(lambda: self._storage.write_bytes(f"{folder_of(step)}/{name}", data), step)
         return name, {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def _until_done(self, act: Callable[[], None]) -> None:
+    def _until_done(self, act: Callable[[], None], step: int) -> None:
         for pause in pauses():
             try:
                 act()
             except StorageError as error:
                 self._trouble = str(error)
+                self._tell(step, self._trouble)
                 if error.is_final or self._is_abandoned:
                     raise
             else:
                 self._moved_at = time.monotonic()
+                self._tell(step, "")
                 return
             time.sleep(pause)
+
+    def _tell(self, step: int, trouble: str) -> None:
+        """Lets rank 0 know how this worker gets on: of nothing new it would think that it does not."""
+        if self._world.rank:
+            self._world.post(f"{self._key(step, self._world.rank)}/news", trouble)
 
     def _files(self, snapshot: _Snapshot) -> Iterator[_File]:
         """Shares the tensors out to files, none of which is too large; a tensor may be in several."""

@@ -273,7 +273,9 @@ class Sweep:
             if self._outbox is not None:
                 self._outbox.put("close", self._mirror.close)
                 self._outbox.flush(self.settings.storage.patience)
-                shutil.rmtree(self._folder.root, ignore_errors=True)
+                self._outbox.close()
+                # A study that was set aside, as another driver's took its place, stays.
+                self._folder.remove_files([JOURNAL, ".lock"])
         except StorageError as error:
             raise StorageError(
                 f"{error}; the study lies in {self._folder.root} too: "

@@ -342,7 +342,7 @@ def act_out(machine, driver, actions, pushed=lambda: None):
                 machine.write(f'rn": {index}}}\n' if index % 2 else "")
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     actions=WRITES,
     more=WRITES,
@@ -386,7 +386,7 @@ def test_after_a_kill_at_any_moment_the_next_machine_has_all_that_was_pushed(  #
         assert third.text == second.text[: second.text.rfind("\n") + 1]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(actions=WRITES, seed=st.integers(0, 10**6), rate=st.sampled_from([0.1, 0.5]), many=st.integers(1, 3))
 def test_a_push_that_fails_now_and_then_is_tried_again_and_loses_nothing(tmp_path_factory, actions, seed, rate, many):
     home, folder, chance = new_home(), tmp_path_factory.mktemp("machines"), random.Random(seed)
@@ -430,7 +430,7 @@ def test_in_a_bucket_with_faults_of_every_kind_the_whole_journal_arrives(proxy, 
         driver = here.drive(home)
         outbox = Outbox("study-of-a-test", home.root)
         outbox.every(0.05, "study", driver.push)
-        for index in range(12):
+        for index in range(8):
             here.write(line(index))
             outbox.put("study", driver.push)
             time.sleep(0.03)

@@ -160,7 +160,7 @@ def together(size, work):
         return [future.exception() or future.result() for future in futures]
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(case=learners())
 @example(case=({"learners/net/weights/0": torch.arange(8)}, [[part(torch.arange(8), "learners/net/weights/0")]], 8))
 def test_tensors_of_any_size_are_split_into_files_of_a_limited_size_and_come_back(case):
@@ -520,6 +520,35 @@ def savers(checkpoints, size, **options):
     return [Saver(checkpoints, World(rank, size, board=board), attempt="a", **options) for rank in range(size)]
 
 
+def test_rank_0_waits_for_a_slow_worker_for_as_long_as_that_gets_on(checkpoints, wire, monkeypatch):
+    monkeypatch.setattr(saver_module, "FILE_BYTES", 16)
+    wire.before = lambda path: time.sleep(0.2 if "rank-00001" in path else 0)
+    first, second = savers(checkpoints, 2, patience=0.6)
+    one, two = halves(torch.arange(160.0))  # 20 files of the second's, four at a time: a second in all
+    first.begin(1, {"s": 1}, [one])
+    second.begin(1, None, [two])
+    waited = time.monotonic()
+    while not first.wait(0.02):
+        assert not first.failure
+    assert time.monotonic() - waited > 0.9
+    assert torch.equal(checkpoints.newest().tensor(W), torch.arange(160.0))
+
+
+def test_rank_0_says_what_a_worker_fails_of(checkpoints, wire):
+    wire.fail(StorageError("the bucket is on fire", is_final=False), "rank-00001")
+    first, second = savers(checkpoints, 2, patience=0.5)
+    one, two = halves(torch.arange(6.0))
+    first.begin(1, {"s": 1}, [one])
+    second.begin(1, None, [two])
+    assert later(lambda: first.failure)
+    assert "worker 1: the bucket is on fire" in first.failure
+    for saver in (first, second):
+        saver.abandon()
+    assert first.wait(10)
+    assert second.wait(10)
+    assert checkpoints.steps() == []
+
+
 def test_a_checkpoint_counts_when_the_last_worker_has_written(checkpoints, storage, wire, gate):
     gate.where = "rank-00001"
     first, second = savers(checkpoints, 2)
@@ -849,7 +878,7 @@ def play(players, schedule, check):
 SCHEDULES = st.lists(st.integers(0, 1), max_size=40)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(schedule=SCHEDULES)
 def test_two_attempts_that_write_the_same_step_always_leave_one_whole(turns, schedule):
     checkpoints = Checkpoints(new_storage())
@@ -866,7 +895,7 @@ def test_two_attempts_that_write_the_same_step_always_leave_one_whole(turns, sch
 
 
 @pytest.mark.parametrize("has_saved", [True, False])
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(schedule=SCHEDULES)
 @example(schedule=[0, *[1] * 60])
 @example(schedule=[0, 0, 0, *[1] * 60])

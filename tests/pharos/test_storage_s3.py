@@ -47,10 +47,10 @@ def test_a_written_file_reads_back(storage):
 
 
 def test_a_large_file_reads_back(storage):
-    data = random.Random(1).randbytes(9_000_000)
+    data = random.Random(1).randbytes(2_000_000)
     storage.write_bytes("large", data)
     assert storage.read_bytes("large") == data
-    assert storage.sizes() == {"large": 9_000_000}
+    assert storage.sizes() == {"large": 2_000_000}
 
 
 def test_the_whole_lines_of_a_file_come_back(storage):
@@ -312,7 +312,7 @@ def test_whatever_fails_now_and_then_everything_written_reads_back(server, url, 
         home = Storage(url, {"endpoint_url": proxy.url, **OPTIONS}, patience=30)
         expected = {}
         chance = random.Random(seed)
-        for index in range(14):
+        for index in range(10):
             name = f"{index % 4}/{chance.choice('abcde')}"
             if chance.random() < 0.2:
                 home.remove(name)
@@ -327,7 +327,7 @@ def test_whatever_fails_now_and_then_everything_written_reads_back(server, url, 
         with pytest.raises(FileNotFoundError):
             home.read_bytes("missing")
         home.remove_files(list(expected)[:3])
-        assert proxy.counts.total() > 10
+        assert proxy.counts.total() > 5
         assert len(proxy.counts) > 3
     assert {name: direct.read_bytes(name) for name in direct.sizes()} == dict(list(expected.items())[3:])
 
@@ -401,11 +401,16 @@ def test_a_store_that_stalls_is_given_up_after_the_patience_and_one_more_request
 def test_a_store_that_is_down_is_given_up_after_the_patience(proxy, url):
     home = Storage(url, {"endpoint_url": proxy.url, **OPTIONS}, patience=0.3)
     proxy.down = True
-    for act in ACTS.values():
+
+    def time_of(act):
         started = time.monotonic()
         with pytest.raises(StorageError, match=r"Could not connect.* \(\d+ attempts in 0\.3 s\)$"):
             act(home)
-        assert 0.1 < time.monotonic() - started < 1.0
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(len(ACTS)) as pool:
+        took = list(pool.map(time_of, ACTS.values()))
+    assert all(0.1 < seconds < 1.0 for seconds in took), took
 
 
 def test_a_store_that_comes_back_within_the_patience_is_as_if_it_had_never_been_away(proxy, url):
@@ -432,7 +437,7 @@ def test_one_that_sends_and_hears_nothing_has_an_end_too(aws, monkeypatch):
 
 def test_several_threads_do_not_wait_for_one_that_hangs(proxy, url):
     proxy.before = lambda method, path: Fault.STALL if path.endswith("slow") else None
-    proxy.stall_seconds = 1.0
+    proxy.stall_seconds = 0.7
     home = Storage(url, {"endpoint_url": proxy.url, **OPTIONS}, patience=0)
     home.write_bytes("warm", b"")
 
@@ -445,7 +450,7 @@ def test_several_threads_do_not_wait_for_one_that_hangs(proxy, url):
     started = time.monotonic()
     for index in range(5):
         home.write_bytes(str(index), b"1")
-    assert time.monotonic() - started < 0.7
+    assert time.monotonic() - started < 0.6
     assert thread.is_alive()
     thread.join()
 
@@ -454,7 +459,7 @@ PATHS = st.lists(st.sampled_from(["a", "b", "ab", "c.d"]), min_size=1, max_size=
 STEPS = st.lists(st.tuples(st.sampled_from(["write", "write", "remove"]), PATHS, st.binary(max_size=3)), max_size=8)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(steps=STEPS)
 def test_a_store_without_folders_is_the_files_that_were_written(steps):
     storage = Storage(f"memory://{secrets.token_hex(8)}", patience=0)
