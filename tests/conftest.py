@@ -45,6 +45,14 @@ def _what_is_left_stays():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _no_bucket_is_reached_with_the_credentials_of_another_test():
+    """A file system is made once for its arguments, and keeps what the environment had then."""
+    yield
+    if "s3fs" in sys.modules:
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="session")
 def pair() -> Iterator[Pair]:
     """Two processes for trials of two workers, warm from test to test."""

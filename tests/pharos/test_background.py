@@ -215,12 +215,12 @@ def test_without_anything_to_do_all_is_well(outbox):
 
 
 def test_what_gets_no_answer_is_trouble_that_grows_from_when_it_was_put(outbox):
-    time.sleep(0.2)  # nothing to do for a while is no trouble
+    time.sleep(0.5)  # nothing to do for a while is no trouble
     gate = Gate()
     outbox.put("gate", gate)
     assert gate.began.wait(5)
     seconds, why = outbox.trouble
-    assert seconds < 0.15
+    assert seconds < 0.45
     assert why == "no answer"
     time.sleep(0.1)
     assert outbox.trouble[0] >= 0.1
@@ -236,13 +236,13 @@ def test_what_gets_no_answer_is_trouble_that_grows_from_when_it_was_put(outbox):
 def test_trouble_says_the_last_reason_and_ends_with_the_first_success(outbox):
     gate = Gate()
     outbox.put("a", unavailable)
-    assert later(lambda: outbox.trouble[0] > 0.1)
+    assert later(lambda: outbox.trouble[0] > 0.5)
     assert outbox.trouble[1] == "store://home: come back later"
     outbox.put("b", gate)
     outbox.put("a", lambda: None)
     assert gate.began.wait(5)
     seconds, why = outbox.trouble
-    assert seconds < 0.1
+    assert seconds < 0.45
     assert why == "no answer"
     gate.opened.set()
 
@@ -280,7 +280,7 @@ def test_a_flush_gives_up_after_its_patience_with_the_reason(outbox, job):
     started = time.monotonic()
     with pytest.raises(StorageError, match="no answer" if job == "hangs" else "come back later") as caught:
         outbox.flush(0.3)
-    assert 0.25 < time.monotonic() - started < 0.8
+    assert 0.25 < time.monotonic() - started < 5
     assert not caught.value.is_final
     gate.opened.set()
 

@@ -21,10 +21,10 @@ def error_of(act):
     return caught.value
 
 
-def ask(url, how="put", **config):
+def ask(url, how="put", bucket="lab", **config):
     """What s3fs raises for one request to a server, as a storage makes it."""
     options = {"connect_timeout": 1, "read_timeout": 1, **config}
-    home = Storage("s3://lab", {"endpoint_url": url, "config_kwargs": options}, patience=0)
+    home = Storage(f"s3://{bucket}", {"endpoint_url": url, "config_kwargs": options}, patience=0)
     requests = {
         "put": lambda: home.write_bytes("file", b"some"),
         "get": lambda: home.read_bytes("file"),
@@ -119,7 +119,7 @@ def test_every_fault_of_the_network_may_pass(proxy, url, fault):
 
 
 def test_a_bucket_that_is_not_there_is_final(proxy):
-    error = ask(proxy.url)
+    error = ask(proxy.url, bucket="that-nobody-has-made")
     assert isinstance(error, FileNotFoundError)  # s3fs does not tell it from a missing file
     assert is_final(error)
     assert reason(error) == "there is no such bucket"
