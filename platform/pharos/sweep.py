@@ -273,6 +273,7 @@ class Sweep:
             if self._outbox is not None:
                 self._outbox.put("close", self._mirror.close)
                 self._outbox.flush(self.settings.storage.patience)
+                self._watch_store()
                 self._outbox.close()
                 # A study that was set aside, as another driver's took its place, stays.
                 self._folder.remove_files([JOURNAL, ".lock"])
