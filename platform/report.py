@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
     # Imported late: --help and a mistyped flag need no torch.
     from pharos.console import closing, storage_table
     from pharos.errors import InputError
+    from pharos.folders import read_plan
     from pharos.summary import summarise_folder
     from pharos.survey import survey_sweep
-    from pharos.sweep import read_plan
 
     if options.remove and not options.storage:
         raise InputError("--remove goes with --storage: it removes what --storage shows")

@@ -1,4 +1,7 @@
-"""Trains one configuration: in this process, where breakpoints work, or on several workers (resources.workers)."""
+"""Trains one configuration: in this process, where breakpoints work, or on several workers (resources.workers).
+
+With --top or --seeds: a sweep's finalists, each on several fresh seeds, as a sweep of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ examples:
   python platform/train.py --family tipsy
   python platform/train.py --family tipsy scale=paper recipe.optim.lr=1e-4 engine.precision=bf16
   python platform/train.py --from tipsy-2026-11-22-a1b2
+  python platform/train.py --from tipsy-2026-11-22-a1b2 --top 3 --seeds 5
   python platform/train.py --family tipsy scale=paper resources.workers=4 engine=deepspeed engine.zero=1
   python platform/train.py --resume tipsy-run-2026-11-22-c3d4
   python platform/train.py --from tipsy-2026-11-22-a1b2 --export best/
@@ -36,6 +40,13 @@ def main(arguments: list[str]) -> int:
         metavar="DIR",
         help="with --from or --resume: do not train, write the weights as safetensors (no DeepSpeed needed)",
     )
+    parser.add_argument(
+        "--top",
+        metavar="N",
+        help="with --from: train the N best (3) on fresh seeds, and say whether the winner really wins; "
+        "runs as the sweep did, and goes on with sweep.py --resume",
+    )
+    parser.add_argument("--seeds", metavar="N", help="with --from: fresh seeds for each of the finalists (5)")
     parser.add_argument("--json", action="store_true", help="print the result alone on standard output, as JSON")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings, see below")
     options = parser.parse_intermixed_args(arguments)
@@ -44,6 +55,8 @@ def main(arguments: list[str]) -> int:
     from pharos.single import as_dict, closing, new_run, reopen_run, run_from_sweep
     from pharos.trial import Outcome
 
+    if options.top is not None or options.seeds is not None:
+        return _finalists(options)
     if options.export:
         return _export(options)
     if options.family:
@@ -55,6 +68,48 @@ def main(arguments: list[str]) -> int:
     ending = single.train()
     print(json.dumps(as_dict(single, ending), indent=2) if options.json else closing(single, ending))
     return {Outcome.COMPLETE: 0, Outcome.INTERRUPTED: 130}.get(ending.outcome, 1)
+
+
+def _finalists(options: argparse.Namespace) -> int:
+    from pharos.backends import run_sweep
+    from pharos.command import on_stop_signal
+    from pharos.console import closing, make_console
+    from pharos.errors import InputError
+    from pharos.finalists import start
+
+    given = "--top" if options.top is not None else "--seeds"
+    if not options.sweep:
+        raise InputError(f"{given} goes with --from SWEEP; finalists that were stopped go on with sweep.py --resume")
+    if options.trial is not None or options.export is not None:
+        other = "--trial" if options.trial is not None else "--export"
+        raise InputError(f"{given} trains several trials on several seeds; {other} is for one: give only one of them")
+    top, seeds = _count("--top", options.top, 3), _count("--seeds", options.seeds, 5)
+    sweep = start(options.sweep, top, seeds, options.settings, make_console(options.json))
+    try:
+        with on_stop_signal(sweep.interrupt):
+            run_sweep(sweep)
+    except InputError:
+        sweep.discard()
+        raise
+    except BaseException:
+        sweep.close()
+        raise
+    summary = sweep.close()
+    print(
+        json.dumps(summary, indent=2) if options.json else closing(summary, sweep.storage.root, sweep.settings.trials)
+    )
+    if sweep.interrupted:
+        return 130
+    return 0 if summary["best"] else 1
+
+
+def _count(flag: str, text: str | None, default: int) -> int:
+    from pharos.errors import InputError
+
+    try:
+        return default if text is None else int(text)
+    except ValueError:
+        raise InputError(f"{flag} {text}: must be a whole number, such as {flag} {default}") from None
 
 
 def _export(options: argparse.Namespace) -> int:

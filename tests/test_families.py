@@ -47,7 +47,7 @@ def spec_of(plan: Plan, folder: Path, config: dict[str, Any] | None = None) -> T
         seed=3,
         folder=str(folder),
         max_fidelity=plan.recipe.fidelity(build_config(plan.recipe.Config, config)),
-        objective=plan.settings.objective.metric,
+        objective=plan.settings.objectives.first.metric,
         checkpoint_seconds=0.0,
         threads=1,
     )

@@ -195,6 +195,39 @@ class Checkpoints:
         """Takes back a `hold`."""
         self.storage.remove(f"{folder_of(step)}/{_HELD}{who}")
 
+    def release_all(self, who: str) -> None:
+        """Takes back every `hold` of somebody's, such as those that a dead process left."""
+        for step, files in self.files().items():
+            if f"{_HELD}{who}" in files:
+                self.release(step, who)
+
+    def copy_newest(self, other: Checkpoints, who: str) -> bool:
+        """Makes the newest valid checkpoint another trial's, too; whether there was one.
+
+        It is held while it is copied. A process that dies in between leaves no checkpoint there, or the whole, and a
+        hold for `release_all`.
+
+        Args:
+            other: The other trial's checkpoints; there are none yet.
+            who: Whose copy it is.
+        """
+        found = self.newest()
+        while found is not None:
+            self.hold(found.step, who)
+            # It may have been going just then; if so there is a newer one by now.
+            if found.name in self.files().get(found.step, {}):
+                break
+            self.release(found.step, who)
+            found = self.newest()
+        if found is None:
+            return False
+        source, target = (each.storage.sub(folder_of(found.step)) for each in (self, other))
+        for name in self._manifest(found.step, found.name)["files"]:
+            target.write_bytes(name, source.read_bytes(name))
+        target.write_bytes(found.name, source.read_bytes(found.name))
+        self.release(found.step, who)
+        return True
+
     def remove_stale(self) -> None:
         """Removes what was never committed; nobody may be writing here."""
         for step, files in self.files().items():

@@ -6,6 +6,7 @@ Hydra composes and does nothing else. Nothing of it crosses a process border.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
@@ -23,12 +24,16 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from optuna.distributions import CategoricalDistribution
 
 from pharos.cache import configure
 from pharos.engines.base import PRECISIONS, EngineConfig
 from pharos.errors import InputError
 from pharos.families import ROOT, load_recipe, space_file, suggest
 from pharos.recipe import Recipe, build_config
+from pharos.schedulers.choice import SchedulerConfig
+from pharos.search.objective import Constraint, Objectives, parse_constraints, parse_objectives
+from pharos.search.samplers import SamplerConfig
 from pharos.space import Dimension, Params, Space, parse_dimension, parse_space
 from pharos.storage import StorageConfig, check_options
 from pharos.study import check_rdb
@@ -36,8 +41,11 @@ from pharos.trial import TrialSpec
 
 T = TypeVar("T")
 
+LIMITS = ("hours", "gpu_hours", "stop_at", "plateau", "breaker")
 _HOW = ("retries", "checkpoint_seconds", "resources.", "tracking.", "storage.", "study.storage")
-SWEEP_OVERRIDES = ("trials", "backend", *_HOW)
+SEED = "seed"
+"""The name of a dimension that is no value of the recipe: finalists are trained on several seeds."""
+SWEEP_OVERRIDES = ("trials", "backend", *LIMITS, *_HOW)
 """What may change when a sweep is resumed or extended."""
 RUN_OVERRIDES = ("seed", *_HOW, "engine.")
 """What may change when a sweep's trial is trained again, or a run goes on."""
@@ -47,32 +55,12 @@ _ENGINES = {
     "engine=torch": ["engine.name=torch", "engine.zero=0", "engine.offload=false", "engine.config=null"],
     "engine=deepspeed": ["engine.name=deepspeed", "engine.zero=1"],
 }
-_SPACE_KEYS = {"objective": dict, "space": dict, "first_trials": list}
-
-
-@dataclass
-class Objective:
-    """The metric that a search compares."""
-
-    metric: str = MISSING
-    mode: str = "min"
-
-
-@dataclass
-class SchedulerConfig:
-    """When trials are stopped early."""
-
-    name: str = "asha"
-    grace: float = 0.2
-    reduction: int = 3
-
-
-@dataclass
-class SamplerConfig:
-    """Where new trials come from."""
-
-    name: str = "tpe"
-    startup: int = 8
+_SPACE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "objective": (dict, list),
+    "space": dict,
+    "first_trials": list,
+    "constraints": dict,
+}
 
 
 @dataclass
@@ -117,11 +105,18 @@ class Settings:
     scale: str = "small"
     space: str = "default"
     trials: int = 16
+    hours: float | None = None
+    gpu_hours: float | None = None
+    stop_at: float | None = None
+    plateau: int | None = None
+    breaker: int = 3
+    warm_start: Any = field(default_factory=list)
     seed: int = 0
     backend: str = "tune"
     retries: int = 2
     checkpoint_seconds: float = 20.0
-    objective: Objective = field(default_factory=Objective)
+    objective: Any = None
+    constraints: Any = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -132,10 +127,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         choices = {
-            "objective.mode": (self.objective.mode, ("min", "max")),
             "backend": (self.backend, ("tune", "local")),
-            "scheduler.name": (self.scheduler.name, ("asha", "none")),
-            "sampler.name": (self.sampler.name, ("tpe", "random")),
             "tracking.name": (self.tracking.name, ("wandb", "none")),
             "tracking.mode": (self.tracking.mode, ("auto", "online", "offline")),
             "engine.name": (self.engine.name, ("torch", "deepspeed")),
@@ -147,6 +139,8 @@ class Settings:
                 raise InputError(f"{name}={value}: {suggest(value, allowed)}")
         least: dict[str, tuple[float | None, float]] = {
             "trials": (self.trials, 1),
+            "plateau": (self.plateau, 1),
+            "breaker": (self.breaker, 0),
             "retries": (self.retries, 0),
             "checkpoint_seconds": (self.checkpoint_seconds, 0),
             "storage.patience": (self.storage.patience, 1),
@@ -156,8 +150,6 @@ class Settings:
             "storage.keep_every": (self.storage.keep_every, 0),
             "storage.keep_trials": (self.storage.keep_trials, 1),
             "storage.cache_gb": (self.storage.cache_gb, 0),
-            "scheduler.reduction": (self.scheduler.reduction, 2),
-            "sampler.startup": (self.sampler.startup, 1),
             "engine.zero": (self.engine.zero, 0),
             "engine.accumulation": (self.engine.accumulation, 1),
             "resources.workers": (self.resources.workers, 1),
@@ -170,12 +162,38 @@ class Settings:
         for name, (number, low) in least.items():
             if number is not None and number < low:
                 raise InputError(f"{name}={number}: must be at least {low:g}")
-        if not 0 < self.scheduler.grace <= 1:
-            raise InputError(f"scheduler.grace={self.scheduler.grace}: a share of a whole trial, above 0 and at most 1")
+        for name, number in (("hours", self.hours), ("gpu_hours", self.gpu_hours)):
+            if number is not None and number <= 0:
+                raise InputError(f"{name}={number:g}: must be above 0")
+        objectives = parse_objectives(self.objective or {"metric": MISSING})
+        # Given as a mapping or a list, kept as a list.
+        self.objective = [dataclasses.asdict(each) for each in objectives]
+        self.constraints = {bound.metric: f"{bound.operator} {bound.bound!r}" for bound in self.bounds}
+        self.scheduler.check(len(objectives))
+        self.sampler.check(len(objectives))
+        if len(objectives) > 1 and self.stop_at is not None:
+            raise InputError("stop_at is for one objective; with several, plateau=… stops when the front stands still")
+        if self.warm_start != "auto" and not isinstance(self.warm_start, list):
+            raise InputError(f"warm_start={self.warm_start}: write warm_start=auto, or names as [SWEEP, SWEEP]")
         if self.study.storage:
             check_rdb(self.study.storage)
         check_options(self.storage.options)
         self._check_workers()
+
+    @property
+    def objectives(self) -> Objectives:
+        """What the search compares."""
+        return parse_objectives(self.objective)
+
+    @property
+    def bounds(self) -> list[Constraint]:
+        """What trials have to keep."""
+        return parse_constraints(self.constraints or {})
+
+    @property
+    def devices(self) -> float:
+        """GPUs, else CPU cores, of a trial."""
+        return (self.resources.gpus_per_worker or self.resources.cpus_per_worker) * self.resources.workers
 
     def _check_workers(self) -> None:
         """Refuses what several workers, or an engine, cannot do."""
@@ -212,24 +230,27 @@ class Plan:
     config: dict[str, Any]
     """The recipe's configuration, searched values at their defaults."""
     space: Space
-    space_text: dict[str, Any]
-    """The space as it was written, so that `sweep.yaml` can be read back."""
     first_trials: list[Params]
+    generation: int = 0
+    """How often the space was changed since the sweep began."""
+    finalists: dict[str, Any] | None = None
+    """Where the trials come from, if they are finalists: `sweep`, and `trials`, with trial, values and params each."""
 
-    @property
+    @functools.cached_property
     def defaults(self) -> dict[str, Any]:
-        """The configuration's values by full override name."""
-        return flatten(self.config, "recipe.")
+        """The configuration's values by full override name, and the seed, which a dimension may be of."""
+        return {**flatten(self.config, "recipe."), SEED: self.settings.seed}
 
     def is_paper_trial(self, params: Params) -> bool:
-        """Whether these are the recipe's own values, which are the first trial."""
-        return bool(self.first_trials) and params == self.first_trials[0]
+        """Whether these are the recipe's own values."""
+        return all(self.defaults[name] == value for name, value in params.items())
 
     def trial_config(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe's configuration with a trial's values in place."""
         config = OmegaConf.create(self.config)
         for name, value in params.items():
-            OmegaConf.update(config, name.removeprefix("recipe."), value)
+            if name != SEED:
+                OmegaConf.update(config, name.removeprefix("recipe."), value)
         container = OmegaConf.to_container(config)
         assert isinstance(container, dict)
         return {str(key): value for key, value in container.items()}
@@ -242,7 +263,16 @@ class Plan:
         """
         return _in_one_line(lambda: build_config(self.recipe.Config, self.trial_config(params or {})))
 
-    def trial_spec(self, sweep: str, number: int, params: Params, folder: str, tracking_folder: str) -> TrialSpec:
+    def trial_spec(
+        self,
+        sweep: str,
+        number: int,
+        params: Params,
+        *,
+        folder: str,
+        tracking_folder: str,
+        origin: str | None = None,
+    ) -> TrialSpec:
         """What a process needs to train these values.
 
         Args:
@@ -251,25 +281,29 @@ class Plan:
             params: Its searched values.
             folder: URL of its own folder.
             tracking_folder: Where a tracker's own files go.
+            origin: Folder of the trial that it starts from, if from one.
         """
         settings = self.settings
+        objectives = settings.objectives
         return TrialSpec(
             sweep=sweep,
             number=number,
             family=settings.family,
             params=params,
             config=self.trial_config(params),
-            seed=settings.seed,
+            seed=params.get(SEED, settings.seed),
             folder=folder,
             max_fidelity=self.recipe.fidelity(self.build_config(params)),
-            objective=settings.objective.metric,
+            objective=objectives.first.metric,
             checkpoint_seconds=settings.checkpoint_seconds,
             threads=settings.resources.cpus_per_worker,
             gpus=settings.resources.gpus_per_worker,
             engine=dataclasses.asdict(settings.engine),
             tracking=settings.tracking.to_dict(tracking_folder),
             storage=dataclasses.asdict(settings.storage),
-            mode=settings.objective.mode,
+            mode=objectives.first.mode,
+            watched=[*objectives.metrics[1:], *(bound.metric for bound in settings.bounds)],
+            origin=origin,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -277,8 +311,10 @@ class Plan:
         return {
             "settings": dataclasses.asdict(self.settings),
             "recipe": self.config,
-            "space": self.space_text,
+            "space": self.space.to_dict(),
             "first_trials": self.first_trials,
+            "generation": self.generation,
+            **({"finalists": self.finalists} if self.finalists else {}),
         }
 
 
@@ -302,16 +338,22 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
         raise InputError(f"scale={scale}: {suggest(scale, recipe.scales)}")
     path = space_file(family, space_name)
     document = _read_space_file(path)
-    first_override = _value_of(plain, "first_trials", None)
-    if first_override not in (None, "[]"):
-        raise InputError(f"first_trials={first_override}: only first_trials=[] (none) can be typed; edit {path.name}")
+    typed_first = _typed_first_trials(plain)
     plain = [text for text in plain if not text.startswith("first_trials=")]
+    objective = document["objective"]
+    if isinstance(objective, dict):
+        objective = {"mode": "min", "reference": None, **objective}
+    elif any(text.startswith("objective.") for text in plain):
+        raise InputError("there are several objectives: write all of them, as objective=[{metric: NAME, mode: min}, …]")
 
     composed = _compose(
         family,
         recipe,
         [f"family={family}"]
-        + [f"objective.{key}={_quote(value)}" for key, value in document["objective"].items()]
+        # What is typed whole takes the file's place: a list does not merge with a mapping, nor one name with another.
+        + [f"objective={_quote(objective)}"] * (not any(text.startswith("objective=") for text in plain))
+        + [f"constraints={_quote(document['constraints'])}"]
+        * (bool(document["constraints"]) and not any(text.startswith("constraints=") for text in plain))
         + [f"recipe.{name}={_quote(value)}" for name, value in recipe.scales[scale].items()]
         + [each for text in plain for each in _opened(text)],
     )
@@ -319,6 +361,8 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     assert isinstance(container, dict)
     config = container.pop("recipe")
     settings = _in_one_line(lambda: build_config(Settings, {str(key): value for key, value in container.items()}))
+    if MISSING in settings.objectives.metrics:
+        raise InputError("objective: none is given; such as {metric: accuracy, mode: max}")
 
     settings.engine = _with_file(settings.engine)
     if settings.tracking.name == "wandb" and importlib.util.find_spec("wandb") is None:
@@ -326,17 +370,18 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     names = flatten(config, "recipe.")
     pinned = [text.split("=")[0].lstrip("+~") for text in plain]
     space = parse_space(document["space"], path.name).with_overrides(swept, pinned)
-    text = _written(document["space"], space, typed)
     for dimension in space.dimensions:
         for name in (dimension.name, *dimension.when):
             if name not in names:
                 raise InputError(f"{name} is not a value of {family}; {suggest(name, names)}")
     if not len(space):
         raise InputError("nothing is left to search: every dimension has a fixed value")
-    wanted = [] if first_override == "[]" else [{}, *document["first_trials"]]
+    wanted = [{}, *document["first_trials"]] if typed_first is None else typed_first
     first = [space.first_trial({k: v for k, v in values.items() if k not in pinned}, names) for values in wanted]
     distinct = [params for index, params in enumerate(first) if params not in first[:index]]
-    plan = Plan(settings, recipe, config, space, text, distinct)
+    if settings.sampler.name == "grid":
+        settings.trials = min(settings.trials, _grid_size(space, names, settings.sampler.points, distinct))
+    plan = Plan(settings, recipe, config, space, distinct)
     for params in [{}, *distinct]:
         plan.build_config(params)
     configure(settings.storage)
@@ -345,19 +390,25 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
 
 
 def reopen_plan(
-    document: Mapping[str, Any], overrides: Sequence[str], allowed: tuple[str, ...] = SWEEP_OVERRIDES
+    document: Mapping[str, Any],
+    overrides: Sequence[str],
+    allowed: tuple[str, ...] = SWEEP_OVERRIDES,
+    extend: bool = False,
 ) -> Plan:
     """The plan of a sweep that exists, from its `sweep.yaml`.
 
     Args:
         document: What `Plan.to_dict` gave.
-        overrides: Changes to how it runs; what is searched stays.
+        overrides: Changes to how it runs; what is searched stays, unless it is extended.
         allowed: Names, or beginnings of names, that may be changed.
+        extend: Whether dimensions may be changed, too: a range replaces or adds one, a value leaves it no other.
 
     Raises:
-        InputError: An override would change what is searched, or is malformed.
+        InputError: An override would change what may not change, or is malformed.
     """
     overrides = [each for text in overrides for each in _ENGINES.get(text, [text])]
+    searched = [_expand(text) for text in overrides if extend and _expand(text).startswith("recipe.")]
+    overrides = [text for text in overrides if _expand(text) not in searched]
     for text in overrides:
         name = text.split("=")[0]
         if not any(name == a or (a.endswith(".") and name.startswith(a)) for a in allowed) or "=" not in text:
@@ -376,14 +427,56 @@ def reopen_plan(
     settings = _in_one_line(merge)
     if any(text.startswith("engine.") for text in overrides):
         settings.engine = _with_file(settings.engine)
-    return Plan(
+    plan = Plan(
         settings=settings,
         recipe=load_recipe(document["settings"]["family"]),
         config=document["recipe"],
         space=parse_space(document["space"], "sweep.yaml"),
-        space_text=document["space"],
         first_trials=document["first_trials"],
+        generation=document.get("generation", 0),
+        finalists=document.get("finalists"),
     )
+    return _with_space(plan, searched) if searched else plan
+
+
+def _with_space(plan: Plan, overrides: Sequence[str]) -> Plan:
+    """The plan with dimensions changed; the recipe's own values stay what they were.
+
+    Raises:
+        InputError: A name is unknown, or a value would be changed that was never searched.
+    """
+    swept, plain = _split_sweeps(overrides)
+    for text in plain:
+        name, _, value = text.partition("=")
+        if name not in plan.space.names:
+            raise InputError(
+                f"{text}: is not searched, and what is not searched stays as it is; "
+                f"for other values start a new sweep with warm_start=[SWEEP]"
+            )
+        dimension = parse_dimension(f"{name}=choice({value})")
+        assert dimension is not None
+        swept[name] = dimension
+    for name in swept:
+        if name not in plan.defaults:
+            raise InputError(f"{name} is not a value of {plan.settings.family}; {suggest(name, plan.defaults)}")
+    space = plan.space.with_overrides(swept, [])
+    if space.to_dict() == plan.space.to_dict():
+        return plan
+    for name, dimension in swept.items():
+        _check_ends(plan, name, dimension)
+    return dataclasses.replace(plan, space=space, generation=plan.generation + 1)
+
+
+def _check_ends(plan: Plan, name: str, dimension: Dimension) -> None:
+    """Refuses a dimension of which not even the ends are values that the recipe takes."""
+    distribution = dimension.distribution
+    ends = (
+        distribution.choices
+        if isinstance(distribution, CategoricalDistribution)
+        else (distribution.low, distribution.high)  # type: ignore[attr-defined]
+    )
+    for value in ends:
+        plan.build_config({name: value})
 
 
 def storage_of(overrides: Sequence[str]) -> StorageConfig:
@@ -480,15 +573,25 @@ def _opened(text: str) -> list[str]:
     return [f"+{text}" if text.startswith("storage.options.") else text]
 
 
-def _written(entries: Mapping[str, Any], space: Space, typed: Sequence[str]) -> dict[str, Any]:
-    """A space as a YAML file would have it: the file's entries that are left, with what was typed in their place."""
-    text = {name: entry for name, entry in entries.items() if name in space.names}
-    for name, _, expression in (override.partition("=") for override in typed):
-        if name in space.names:
-            entry = text.get(name)
-            when = entry.get("when") if isinstance(entry, Mapping) else None
-            text[name] = {"sweep": expression, "when": when} if when else expression
-    return text
+def _typed_first_trials(overrides: Sequence[str]) -> list[dict[str, Any]] | None:
+    """What `first_trials=[{recipe.NAME: VALUE, …}, …]` says; None if it was not typed.
+
+    The recipe's own values are `{}`: what a trial does not name is at its default.
+    """
+    for text in overrides:
+        if text.startswith("first_trials="):
+            value = OverridesParser.create().parse_override(text).value()
+            if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+                raise InputError(
+                    f"{text}: write first_trials=[{{recipe.NAME: VALUE}}, …]; {{}} stands for the recipe's own values"
+                )
+            return [{str(name): item for name, item in each.items()} for each in value]
+    return None
+
+
+def _grid_size(space: Space, defaults: Mapping[str, Any], points: int, first_trials: Sequence[Params]) -> int:
+    grid = space.grid(points, defaults)
+    return len(grid) + sum(params not in grid for params in first_trials)
 
 
 def _value_of(overrides: Sequence[str], name: str, default: Any) -> Any:
@@ -502,12 +605,15 @@ def _read_space_file(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict) or not {"objective", "space"} <= set(document) <= set(_SPACE_KEYS):
-        raise InputError(f"{path.name}: needs objective: and space:, and may have first_trials:")
-    document = {"first_trials": [], **document}
+        raise InputError(f"{path.name}: needs objective: and space:, and may have constraints: and first_trials:")
+    document = {"first_trials": [], "constraints": {}, **document}
     if not all(isinstance(document[key], kind) for key, kind in _SPACE_KEYS.items()) or not all(
         isinstance(values, dict) for values in document["first_trials"]
     ):
-        raise InputError(f"{path.name}: objective: and space: are mappings, first_trials: is a list of mappings")
+        raise InputError(
+            f"{path.name}: objective: is a mapping or a list of such, space: and constraints: are mappings, "
+            "first_trials: is a list of mappings"
+        )
     return document
 
 

@@ -5,12 +5,13 @@ Both go to standard error, so that standard output holds the result alone.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pharos.study import TrialRecord, best_record, count_outcomes
+from pharos.study import TrialRecord
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _STYLES = {
     Outcome.RUNNING: "cyan",
     Outcome.PRUNED: "dim",
     Outcome.INTERRUPTED: "yellow",
+    Outcome.PAUSED: "blue",
     Outcome.CANCELLED: "yellow",
 }
 
@@ -38,12 +40,14 @@ class Console:
         self._sweep = sweep
         self._opened_at = time.monotonic()
         settings = sweep.settings
-        known = len(sweep.study.records)
+        known = sum(count for outcome, count in sweep.study.counts.items() if outcome.is_final)
         self.note(
             f"sweep {sweep.name}: {settings.trials} trials"
-            + (f" ({sum(r.outcome.is_final for r in sweep.study.records.values())} done)" if known else "")
+            + (f" ({known} done)" if known else "")
             + f", {slots} at a time, {len(sweep.plan.space)} dimensions, "
-            f"{settings.objective.mode} {sweep.objective}, scale={settings.scale}"
+            + ", ".join(f"{each.mode} {each.metric}" for each in sweep.objectives)
+            + "".join(f", {bound}" for bound in settings.bounds)
+            + f", scale={settings.scale}"
         )
 
     def started(self, record: TrialRecord) -> None:
@@ -55,12 +59,11 @@ class Console:
 
     def ended(self, record: TrialRecord) -> None:
         assert self._sweep is not None
-        best = best_record(self._sweep.study.records, self._sweep.settings.objective.mode)
         reached = f"{record.fidelity}/{self._sweep.max_fidelity(record)}"
         self.note(
             f"trial {trial_id(record.number)} {record.outcome} at {reached}: "
-            f"{self._sweep.objective}={_number(record.last_value)}"
-            + (f", best {_number(best.value)} ({trial_id(best.number)})" if best else "")
+            + _results(self._sweep.objectives.metrics, record.last_values)
+            + _best(self._sweep, ", best ")
             + (f"; {_last_line(record.reason)}" if record.reason else "")
             + f"; {progress(self._sweep, self._opened_at)}"
         )
@@ -117,9 +120,10 @@ class LiveConsole(Console):
         ended = [r for r in records if r.outcome != Outcome.RUNNING]
         room = max(2, _ROWS - len(running[:_ROWS]))
         shown = sorted(ended[-room:] + running[:_ROWS], key=lambda r: r.number)
-        best = best_record(sweep.study.records, sweep.settings.objective.mode)
+        best = sweep.search.best
+        metrics = sweep.objectives.metrics
         table = Table(box=None, pad_edge=False, expand=False)
-        for title in ("trial", "state", "", "epoch", sweep.objective):
+        for title in ("trial", "state", "", "epoch", *metrics):
             table.add_column(title, justify="left" if title in ("trial", "state") else "right", no_wrap=True)
         # The one column that gives way in a narrow terminal; its text is cut, not wrapped.
         table.add_column("values")
@@ -130,13 +134,11 @@ class LiveConsole(Console):
                 Text(str(record.outcome), style=_STYLES.get(record.outcome, "red")),
                 ProgressBar(total=sweep.max_fidelity(record), completed=record.fidelity, width=8),
                 f"{record.fidelity}/{sweep.max_fidelity(record)}",
-                _number(record.last_value),
+                *map(_number, record.last_values or [None] * len(metrics)),
                 Text(_short(record.params), style="dim", no_wrap=True, overflow="ellipsis"),
             )
-        counts = ", ".join(
-            f"{count} {outcome}" for outcome, count in count_outcomes(dict(sweep.study.records)).items() if count
-        )
-        line = f"{sweep.name}  {counts}" + (f"  best {_number(best.value)} ({trial_id(best.number)})" if best else "")
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sweep.study.counts.items() if count)
+        line = f"{sweep.name}  {counts}{_best(sweep, '  best ')}"
         return Group(table, Text(line, style="bold"), Text(progress(sweep, self._opened_at), style="dim"))
 
 
@@ -147,50 +149,131 @@ def make_console(json_only: bool) -> Console:
 
 def progress(sweep: Sweep, opened_at: float) -> str:
     """How far a sweep is and how long it may take still, from the trials so far."""
-    records = list(sweep.study.records.values())
-    final = [r for r in records if r.outcome.is_final]
-    text = f"{len(final)}/{sweep.settings.trials} trials, {clock(time.monotonic() - opened_at)}"
+    search, settings = sweep.search, sweep.settings
+    counts = sweep.study.counts
+    final = sum(count for outcome, count in counts.items() if outcome.is_final)
+    text = f"{final}/{settings.trials} trials, {clock(time.monotonic() - opened_at)}"
     if not final or sweep.interrupted:
         return text
     # A trial yet to start takes what the average took; one that runs, what is left of a whole one at most.
-    mean = sum(r.seconds for r in final) / len(final)
-    to_start = max(0, sweep.settings.trials - len(records)) * mean
-    running = sum(
-        min(mean, r.seconds / r.fidelity * (sweep.max_fidelity(r) - r.fidelity)) if r.fidelity else mean
-        for r in records
-        if not r.outcome.is_final
+    mean = search.seconds / final
+    begun = [
+        sweep.study.records[number]
+        for outcome in (Outcome.RUNNING, Outcome.INTERRUPTED)
+        for number in sweep.study.having(outcome)
+    ]
+    seconds = search.left * mean + sum(
+        min(mean, r.seconds / r.fidelity * (sweep.max_fidelity(r) - r.fidelity)) if r.fidelity else mean for r in begun
     )
-    return f"{text}, about {clock((to_start + running) / max(1, sweep.slots))} left"
+    left = seconds / max(1, sweep.slots)
+    usage = sweep.usage
+    budgets = (
+        ("hours", settings.hours, usage.seconds, 1.0),
+        ("gpu_hours", settings.gpu_hours, usage.slot_seconds * settings.devices, settings.devices * sweep.slots),
+    )
+    for name, hours, used, a_second in budgets:
+        if hours is not None and (rest := max(0.0, (hours * 3600 - used) / a_second)) < left:
+            return f"{text}, {clock(rest)} left of {name}={hours:g}"
+    return f"{text}, about {clock(left)} left"
 
 
 def closing(summary: dict[str, Any], folder: str, total: int) -> str:
     """What is said at the end: the best trial beside the paper's values, where things lie, what to type next."""
-    metric = summary["objective"]["metric"]
     counts = ", ".join(f"{count} {outcome}" for outcome, count in summary["trials"].items())
     lines = [f"sweep {summary['sweep']}: {counts}; {clock(summary['seconds'])}"]
-    best, paper = summary["best"], summary["paper_values"]
-    if best is None:
-        lines.append("no trial was completed")
+    if summary["stopped"]:
+        lines.append(f"stopped: {summary['stopped']}")
+    best, paper, finalists = summary["best"], summary["paper_values"], summary.get("finalists")
+    if finalists:
+        lines += _finalists(finalists)
+    elif best is None:
+        lines.append("no trial was completed" + (" within the constraints" if summary["constraints"] else ""))
     else:
         rows = [("", f"best ({best['trial']})", f"paper's values ({paper['trial']})" if paper else "")]
         theirs = paper or {"values": {}, "params": {}, "outcome": ""}
         note = "" if theirs["outcome"] in ("complete", "") else f" ({theirs['outcome']} at {theirs['fidelity']})"
-        rows.append((metric, _number(best["values"][metric]), _number(theirs["values"].get(metric)) + note))
+        for metric, value in best["values"].items():
+            rows.append((metric, _number(value), _number(theirs["values"].get(metric)) + note))
         for name in sorted({*best["params"], *theirs["params"]}):
             rows.append((name, _number(best["params"].get(name)), _number(theirs["params"].get(name))))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines += _aligned(rows if paper else [row[:2] for row in rows])
+    if summary["pareto"] and summary["pareto"]["front"] and not finalists:
+        pareto = summary["pareto"]
+        against = " ".join(f"{metric}={_number(value)}" for metric, value in pareto["reference"].items())
+        volume = f"hypervolume {pareto['hypervolume']:.4g} to {against}"
+        lines.append(f"Pareto front: {len(pareto['front'])} trials, {volume}")
+        metrics = list(pareto["reference"])
+        lines += _aligned(
+            [
+                ("trial", *metrics, "values"),
+                *(
+                    (each["trial"], *(_number(each["values"][metric]) for metric in metrics), _short(each["params"]))
+                    for each in pareto["front"]
+                ),
+            ]
+        )
     name = folder if "://" in folder else summary["sweep"]
     lines.append(f"files: {folder}")
     finished = sum(summary["trials"].get(str(o), 0) for o in Outcome if o.is_final)
-    if finished < total:
+    if summary["stopped"] and "=" in summary["stopped"]:
+        lines.append(f"next:  python platform/sweep.py --extend {name}, with more of what stopped it")
+    elif finished < total:
         lines.append(f"next:  python platform/sweep.py --resume {name}")
+    elif finalists:
+        lines += _after_finalists(finalists, folder)
     else:
         lines.append(f"next:  python platform/train.py --from {name}")
         lines.append(f"   or: python platform/sweep.py --extend {name} trials=+{total}")
     return "\n".join(lines)
+
+
+def _finalists(standings: dict[str, Any]) -> list[str]:
+    """How finalists did, a line each, and whether the winner wins."""
+    rows, metrics = standings["finalists"], list(standings["finalists"][0]["values"])
+    titles = [title for metric in metrics for title in (f"{metric} in the search", "fresh mean", "sd")]
+    table = [("trial", *titles, "runs", "behind the winner", "", "where values differ")]
+    names = {name: {repr(row["params"].get(name)) for row in rows} for row in rows for name in row["params"]}
+    for row in rows:
+        cells = []
+        for each in row["values"].values():
+            cells += [_number(each["search"]), _with_margin(each["mean"], each["low"]), _number(each["sd"])]
+        lost = [f"{count} {outcome}" for outcome, count in row["missing"].items()]
+        lost += [f"{row['infeasible']} infeasible"] if row["infeasible"] else []
+        runs = f"{row['n']}/{len(standings['seeds'])}" + (f" ({', '.join(lost)})" if lost else "")
+        behind, state = row["behind"], ""
+        gap = "-" if behind is None or behind["mean"] is None else f"{behind['mean']:.3g}"
+        if behind and behind["low"] is not None:
+            gap += f" [{behind['low']:.3g}, {behind['high']:.3g}]"
+        if row["trial"] == standings["winner"]:
+            state = "best mean"
+        elif behind and row["n"]:
+            state = "beaten" if behind["beaten"] else "tied"
+        differing = {name: value for name, value in row["params"].items() if len(names[name]) > 1}
+        table.append((row["trial"], *cells, runs, gap, state, _short(differing)))
+    title = f"finalists of {standings['sweep']} on {len(standings['seeds'])} fresh seeds; t-intervals at 95 %"
+    if standings["comparisons"] > 1:
+        title += f", differences at 95 % for all {standings['comparisons']}"
+    lines = [title, *_aligned(table), standings["verdict"]]
+    first = rows[0]["values"][standings["metric"]]
+    if first["low"] is not None:
+        lines.append(
+            f"expect {standings['metric']} {_with_margin(first['mean'], first['low'])} of trial {standings['winner']}; "
+            f"the search had {_number(first['search'])}, {'better' if first['flattery'] > 0 else 'worse'} "
+            f"by {abs(first['flattery']):.2g}"
+        )
+    return lines
+
+
+def _after_finalists(standings: dict[str, Any], folder: str) -> list[str]:
+    """What to type after the finals."""
+    sweep = standings["sweep"]
+    if "://" in folder:
+        sweep = f"{folder.rstrip('/').rpartition('/')[0]}/{sweep}"
+    lines = [f"python platform/train.py --from {sweep} --trial {standings['winner']}"] if standings["winner"] else []
+    if standings["tied"]:
+        more = f"--top {len(standings['finalists'])} --seeds {2 * len(standings['seeds'])}"
+        lines.append(f"python platform/train.py --from {sweep} {more}, as more seeds tell more")
+    return [f"{word}{line}" for word, line in zip(("next:  ", "   or: "), lines, strict=False)]
 
 
 def storage_table(uses: Sequence[TrialUse], removed: bool) -> str:
@@ -212,11 +295,15 @@ def storage_table(uses: Sequence[TrialUse], removed: bool) -> str:
         )
     total, freed = sum(use.size for use in uses), sum(use.freed for use in uses)
     rows.append(("all", "", _bytes(total), str(sum(len(use.steps) for use in uses)), _bytes(freed) if freed else "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = _aligned(rows)
     if freed and not removed:
         lines.append("nothing was removed: this is what --remove would do")
     return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def clock(seconds: float) -> str:
@@ -238,6 +325,30 @@ def _number(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _with_margin(mean: float | None, low: float | None) -> str:
+    """A mean and half the width of its interval, in as many digits as that leaves to tell."""
+    if mean is None or low is None:
+        return _number(mean)
+    margin = mean - low
+    if not margin or not math.isfinite(margin):
+        return f"{_number(mean)} ± {_number(margin)}"
+    decimals = max(0, 2 - math.floor(math.log10(margin)))
+    return f"{mean:.{decimals}f} ± {margin:.{decimals}f}"
+
+
+def _results(metrics: Sequence[str], values: Sequence[float] | None) -> str:
+    shown = map(_number, values) if values else ["-"] * len(metrics)
+    return " ".join(f"{metric}={value}" for metric, value in zip(metrics, shown, strict=True))
+
+
+def _best(sweep: Sweep, before: str) -> str:
+    """The best trial so far; with several objectives, the one that is best in the first."""
+    best = sweep.search.best
+    if best is None:
+        return ""
+    return f"{before}{' '.join(map(_number, best.values or ()))} ({trial_id(best.number)})"
 
 
 def _short(params: dict[str, Any]) -> str:

@@ -129,7 +129,7 @@ def _execute(
     lost = 0.0
     link_lost = False
     try:
-        saved, attempt = _find(Checkpoints(spool.home.sub("checkpoints")), world)
+        saved, attempt = _find(Checkpoints(spool.home.sub("checkpoints")), _donor(spec), spec.id, world)
         if world.rank == 0:
             lost, tracked = _take_up(spool, saved)
             tracker = open_tracker(spec, tracked, spool)
@@ -155,6 +155,7 @@ def _execute(
             seed=spec.seed,
             world=world,
             objective=spec.objective,
+            watched=spec.watched,
             on_report=report,
             on_image=tracker.image if tracker else lambda step, name, image: None,
             saver=_saver(spec, spool, world, attempt),
@@ -169,11 +170,13 @@ def _execute(
         recipe.train(run, build_config(recipe.Config, spec.config))
         run.check_loops()
         run.finish()
-        if spec.objective not in run.metrics:
-            raise PharosError(
-                f"{spec.family} never reported its objective {spec.objective}; "
-                f"it reported {', '.join(sorted(run.metrics)) or 'nothing'}"
-            )
+        for metric in (spec.objective, *spec.watched):
+            if metric not in run.metrics:
+                what = "its objective" if metric == spec.objective else "what the search watches,"
+                raise PharosError(
+                    f"{spec.family} never reported {what} {metric}; "
+                    f"it reported {', '.join(sorted(run.metrics)) or 'nothing'}"
+                )
         outcome, reason = Outcome.COMPLETE, ""
     except TrialStopped as stop:
         outcome, reason = stop.outcome, stop.reason
@@ -222,12 +225,28 @@ def _saver(spec: TrialSpec, spool: Spool, world: World, attempt: str) -> Saver:
     )
 
 
-def _find(checkpoints: Checkpoints, world: World) -> tuple[Checkpoint | None, str]:
+def _donor(spec: TrialSpec) -> Checkpoints | None:
+    """The checkpoints of the trial that a trial starts from, if from one."""
+    if spec.origin is None:
+        return None
+    return Checkpoints(StorageConfig(**spec.storage).open(spec.origin).sub("checkpoints"))
+
+
+def _find(
+    checkpoints: Checkpoints, donor: Checkpoints | None, name: str, world: World
+) -> tuple[Checkpoint | None, str]:
     """The checkpoint to go on from, the one that rank 0 finds, and a word for this attempt: the same on all workers."""
     newest = None
     if world.rank == 0:
         checkpoints.remove_stale()
         newest = checkpoints.newest()
+        if donor is not None:
+            donor.release_all(name)  # an attempt that died may have left a hold
+        if newest is None and donor is not None:
+            if donor.copy_newest(checkpoints, name):
+                newest = checkpoints.newest()
+            else:
+                logger.warning("there is no checkpoint in %s yet; starting from nothing", donor.storage.root)
     place, attempt = world.gather(((newest.step, newest.name) if newest else None, secrets.token_hex(4)))[0]
     return checkpoints.at(*place) if place and newest is None else newest, attempt
 

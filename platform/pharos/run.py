@@ -27,7 +27,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,6 +38,7 @@ from pharos.checkpoint import Checkpoint, Checkpoints, Part, folder_of
 from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.learner import Learner, OptimConfig
+from pharos.memory import PEAK_MEMORY, peak_memory, reset_peak
 from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.trial import Outcome, Report, TrialStopped
@@ -60,6 +61,7 @@ class Run:
         seed: Every random number of the trial follows from it.
         world: The workers that train the trial together, and where their learners live.
         objective: The metric the search compares; its last value is the trial's result.
+        watched: Other metrics that it compares or bounds; `peak_memory_gb` is measured here.
         on_report: Receives each report at once; it must not wait for storage or network.
         saver: Saves checkpoints; None trains without.
         saved: The checkpoint to go on from.
@@ -74,6 +76,7 @@ class Run:
         seed: int,
         world: World | None = None,
         objective: str = "",
+        watched: Collection[str] = (),
         on_report: Callable[[Report], None] = lambda report: None,
         on_image: Callable[[int, str, Tensor], None] = lambda step, name, image: None,
         saver: Saver | None = None,
@@ -95,6 +98,7 @@ class Run:
         self.ticks = 0
         """Grows while the trial gets on; a watcher takes one that stands still for hung."""
         self._objective = objective
+        self._watched = {objective, *watched}
         self._on_report = on_report
         self._on_image = on_image
         self._saver = saver
@@ -115,6 +119,10 @@ class Run:
         self._ask_every = self._ask_in = 1  # batches
         if saved is not None:
             self._restore(saved)
+        if PEAK_MEMORY in self._watched:
+            reset_peak(self.device)
+            if math.isnan(peak_memory(self.device)):
+                raise PharosError(f"{PEAK_MEMORY} cannot be measured here: it takes a GPU, or Linux")
         self._saved_at = self._entered_at = time.monotonic()
         _seed_everything(self._stream("start"))
 
@@ -338,10 +346,13 @@ class Run:
         self.ticks += 1
         # All workers go on with the same numbers, so that they judge them alike.
         values = self.world.mean(values)
+        if PEAK_MEMORY in self._watched:
+            before = self.metrics.get(PEAK_MEMORY, 0.0)
+            values[PEAK_MEMORY] = self.world.most([max(before, peak_memory(self.device))])[0]
         # A report without the objective leaves its last value standing: that is the trial's result.
-        self.metrics = {name: value for name, value in self.metrics.items() if name == self._objective} | values
+        self.metrics = {name: value for name, value in self.metrics.items() if name in self._watched} | values
         for name, value in values.items():
-            if not math.isfinite(value) and (name == self._objective or name.startswith("loss/")):
+            if not math.isfinite(value) and (name in self._watched or name.startswith("loss/")):
                 raise self._diverged(name, value)
         self._ask()
         self._on_report(Report(self.fidelity + 1, values, self.seconds))

@@ -19,12 +19,12 @@ from pharos.config import RUN_OVERRIDES, Plan, make_plan, reopen_plan
 from pharos.console import clock
 from pharos.errors import InputError
 from pharos.execute import execute
+from pharos.folders import find_folder, read_plan, without_url
 from pharos.run import Run
 from pharos.space import Params
 from pharos.storage import Storage
 from pharos.study import TrialRecord, best_record, read_study
 from pharos.summary import versions
-from pharos.sweep import find_folder, read_plan, without_url
 from pharos.tracking import wait_for_trackers
 from pharos.trial import Ending, Outcome, Report, trial_id
 
@@ -42,7 +42,9 @@ class Single:
 
     def train(self) -> Ending:
         """Trains, or goes on from the newest checkpoint; a line a report goes to standard error."""
-        spec = self.plan.trial_spec(self.name, 0, self.params, self.folder.root, self.folder.root)
+        spec = self.plan.trial_spec(
+            self.name, 0, self.params, folder=self.folder.root, tracking_folder=self.folder.root
+        )
         started = time.monotonic()
         runs: list[Run] = []
         gangs: list[Any] = []
@@ -108,9 +110,9 @@ def find_trial(sweep: str, trial: str | None, overrides: Sequence[str]) -> tuple
         InputError: There is no such sweep or trial, or no trial of it was completed.
     """
     folder, plan = read_plan(sweep, overrides, RUN_OVERRIDES)
-    records, _ = read_study(folder, folder.name, plan.settings.study.storage)
+    records, _, _ = read_study(folder, folder.name, plan.settings.study.storage)
     if trial is None:
-        record = best_record(records, plan.settings.objective.mode)
+        record = best_record(records, plan.settings.objectives)
         if record is None:
             raise InputError(f"--from {sweep}: none of its trials was completed; name one with --trial")
     else:

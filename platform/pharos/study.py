@@ -10,8 +10,13 @@ kept in user attributes beside its states:
     out_of_memory  PRUNED           the same
     failed         FAIL             nothing: a fault of the code or the machine says nothing of the values
     cancelled      FAIL             nothing
-    interrupted    WAITING          handed out again, before anything new
+    interrupted    WAITING          nothing yet; it goes on before anything new
+    paused         RUNNING          what it has reported, and that its place is taken (WAITING while no driver has it)
     running        RUNNING          RUNNING when a driver starts can only be left over: it becomes interrupted
+
+A space that changes starts a new Optuna study beside the old one, as Optuna's own cannot change: the sweep's study is
+all of them together, its trials numbered through. What is known of the trials before enters the new one as evidence.
+Evidence (trials of earlier sweeps, too) is there for the sampler alone: it has no number and is no trial of this sweep.
 """
 
 from __future__ import annotations
@@ -23,13 +28,13 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
@@ -38,9 +43,11 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from pharos.errors import InputError, PharosError
 from pharos.mirror import fetch_journal
 from pharos.retry import redact
+from pharos.search.fronts import Losses, pareto_front, ranking
+from pharos.search.objective import Constraint, Objectives
 from pharos.space import Params, Space
 from pharos.storage import Storage
-from pharos.trial import Ending, Outcome
+from pharos.trial import Ending, Origin, Outcome
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +62,9 @@ _STATES = {
 }
 JOURNAL = "study.journal"
 _IN_JOURNAL = "sweep"
+_CONSTRAINT = "constraints:"  # Optuna's own way to keep them
+_AT = "at:"  # several objectives at a fidelity
+_PERFECT = 1.0  # how far a trial that had no result at all is from being feasible
 _PASSWORD = "PHAROS_STUDY_PASSWORD"
 _INFEASIBLE = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
 
@@ -80,10 +90,12 @@ class TrialRecord:
     number: int
     params: Params
     outcome: Outcome
-    curve: dict[int, float] = field(default_factory=dict)
-    """The objective by fidelity, as reported."""
-    value: float | None = None
-    """The objective of a complete trial."""
+    curve: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    """The objectives by fidelity, as reported."""
+    values: tuple[float, ...] | None = None
+    """The objectives of a complete trial."""
+    violations: dict[str, float] = field(default_factory=dict)
+    """By how much it breaks each constraint; 0 or less: it keeps it."""
     fidelity: int = 0
     reason: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -92,11 +104,33 @@ class TrialRecord:
     """Times it was started and lost its process."""
     seconds: float = 0.0
     lost_seconds: float = 0.0
+    origin: Origin | None = None
+    """Where it started from, if not from nothing."""
 
     @property
-    def last_value(self) -> float | None:
-        """The result of a complete trial, else the last value reported."""
-        return self.value if self.value is not None else self.curve.get(max(self.curve, default=0))
+    def last_values(self) -> tuple[float, ...] | None:
+        """The result of a complete trial, else the last values reported."""
+        return self.values if self.values is not None else self.curve.get(max(self.curve, default=0))
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it keeps all constraints, as far as is known."""
+        return all(violation <= 0 for violation in self.violations.values())
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a trial elsewhere that would be one of this sweep's search space.
+
+    Attributes:
+        source: The sweep and trial it was.
+        params: Its values in the present space.
+        record: All else of it.
+    """
+
+    source: str
+    params: Params
+    record: TrialRecord
 
 
 @dataclass(frozen=True)
@@ -114,10 +148,13 @@ class Study:
 
     Args:
         folder: A folder of this machine: with the journal, if the study is in one, which is made if it does not exist.
-        mode: `min` or `max`.
+            None keeps the study in memory.
+        objectives: What is compared.
         make_sampler: Makes the source of new trials, from the number of trials that are known already.
         name: The sweep's.
         rdb: The URL of the database that the study is in; None: it is in a journal.
+        generation: How often the space has changed since the sweep began.
+        constraints: What a trial's last metrics have to keep.
 
     Raises:
         InputError: Another driver has the study open, or the database cannot be used.
@@ -125,102 +162,223 @@ class Study:
 
     def __init__(
         self,
-        folder: Path,
-        mode: str,
+        folder: Path | None,
+        objectives: Objectives,
         make_sampler: Callable[[int], optuna.samplers.BaseSampler],
         name: str = "sweep",
         rdb: str | None = None,
+        *,
+        generation: int = 0,
+        constraints: Sequence[Constraint] = (),
     ):
-        self._folder = Storage(str(folder))
-        self._lock = self._folder.lock()
+        self.objectives = objectives
+        self.records: dict[int, TrialRecord] = {}
+        self._constraints = constraints
+        self._left_out = 0
+        self._folder = Storage(str(folder)) if folder else None
+        self._lock = self._folder.lock() if self._folder else None
         self._name = name if rdb else _IN_JOURNAL
-        journal = folder / JOURNAL
-        if not rdb:
-            _mend(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self._study = optuna.create_study(
-                study_name=self._name,
-                storage=_open_rdb(rdb) if rdb else _open_journal(journal),
-                direction="minimize" if mode == "min" else "maximize",
-                load_if_exists=True,
+            if folder and not rdb:
+                _mend(folder / JOURNAL)
+            self._storage: BaseStorage = (
+                _open_rdb(rdb) if rdb else _open_journal(folder / JOURNAL) if folder else InMemoryStorage()
             )
-        except InputError:
-            self.close()
-            raise
+            self._studies = [self._open(index) for index in range(generation + 1)]
+            self._study = self._studies[-1]
+            self._trials: dict[int, int] = {}  # Optuna's own id of each trial
+            self._now: dict[Outcome, dict[int, None]] = {outcome: {} for outcome in Outcome}  # in order of arrival
+            for trial in _trials(self._studies):
+                self._take_up(trial)
+            with _quiet():
+                self._study.sampler = make_sampler(len(self.records))
         except (ValueError, KeyError) as error:
-            self.close()
-            raise InputError(
-                f"{journal}: damaged ({error}); put a copy of it back from before it was changed"
-            ) from None
-        self._storage = self._study._storage
-        self._mode = mode
-        self.records: dict[int, TrialRecord] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            # An enqueued trial that was never handed out has no number's worth of history yet.
-            if trial.state != TrialState.WAITING or "outcome" in trial.user_attrs:
-                self.records[trial.number] = _record(trial)
-            if trial.state == TrialState.RUNNING:
-                self.interrupt(trial.number)
-        with _quiet():
-            self._study.sampler = make_sampler(len(self.records))
+            self._unlock()
+            where = folder / JOURNAL if folder else "the study"
+            raise InputError(f"{where}: damaged ({error}); put a copy of it back from before it was changed") from None
+        except BaseException:
+            self._unlock()
+            raise
 
     def close(self) -> None:
         """Lets another driver open the study."""
-        self._folder.unlock(self._lock)
+        try:
+            self._put_aside()
+        finally:
+            self._unlock()
+
+    @_in_one_line
+    def _put_aside(self) -> None:
+        """Marks paused trials as nobody's, for those who look at the study while no driver has it."""
+        for number in self.having(Outcome.PAUSED):
+            self._storage.set_trial_state_values(self._trials[number], TrialState.WAITING)
 
     def delete(self) -> None:
         """Lets the study go, from a database too."""
-        optuna.delete_study(study_name=self._name, storage=self._storage)
-        self.close()
+        for study in self._studies:
+            optuna.delete_study(study_name=study.study_name, storage=self._storage)
+        self._unlock()
+
+    # What is known
 
     @property
-    def mode(self) -> str:
-        return self._mode
+    def counts(self) -> dict[Outcome, int]:
+        """How many trials have each outcome."""
+        return {outcome: len(numbers) for outcome, numbers in self._now.items()}
+
+    def having(self, outcome: Outcome) -> list[int]:
+        """The trials that have an outcome, in the order in which they came to it."""
+        return list(self._now[outcome])
 
     @property
     def usage(self) -> Usage:
         """What all drivers of this sweep have used so far."""
-        return Usage(**self._study.user_attrs.get("usage", {}))
+        return Usage(**self._studies[0].user_attrs.get("usage", {}))
 
     @_in_one_line
     def set_usage(self, usage: Usage) -> None:
-        self._study.set_user_attr("usage", dataclasses.asdict(usage))
+        self._studies[0].set_user_attr("usage", dataclasses.asdict(usage))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What is kept for people, by subject."""
+        return _notes(self._studies)
+
+    @_in_one_line
+    def set_note(self, subject: str, text: str) -> None:
+        """Keeps something for people; notes of the driver before are replaced."""
+        self._studies[0].set_user_attr(subject, text)
+
+    # What a sampler learns from
+
+    @property
+    def evidence(self) -> dict[str, Any] | None:
+        """What `learn` has noted of the evidence; None: it has not been called for this space."""
+        noted: dict[str, Any] | None = self._study.user_attrs.get("evidence")
+        return noted
+
+    @_in_one_line
+    def learn(self, evidence: Iterable[Evidence], space: Space, note: Mapping[str, Any]) -> None:
+        """Gives the sampler what is known from elsewhere; done again after a crash, nothing is there twice.
+
+        Args:
+            evidence: Final trials of other sweeps, or of this one before its space changed.
+            space: The present one.
+            note: What to keep of it for people.
+        """
+        there = {trial.user_attrs.get("evidence") for trial in self._study.get_trials(deepcopy=False)}
+        for each in evidence:
+            if each.source not in there:
+                self._study.add_trial(self._as_evidence(each, space))
+        self._study.set_user_attr("evidence", dict(note))
+
+    def _as_evidence(self, evidence: Evidence, space: Space) -> FrozenTrial:
+        record = evidence.record
+        state = _STATES[record.outcome]
+        is_single = len(self.objectives) == 1
+        return optuna.trial.create_trial(
+            state=state,
+            values=list(record.values or ()) if state == TrialState.COMPLETE else None,
+            params=evidence.params,
+            distributions={d.name: d.distribution for d in space.dimensions if d.name in evidence.params},
+            user_attrs={"evidence": evidence.source}
+            | ({} if is_single else {f"{_AT}{step}": list(values) for step, values in record.curve.items()}),
+            system_attrs={f"{_CONSTRAINT}{name}": value for name, value in record.violations.items()},
+            intermediate_values={step: values[0] for step, values in record.curve.items()} if is_single else {},
+        )
+
+    # What happens to trials
 
     @_in_one_line
     def enqueue(self, first_trials: list[Params]) -> None:
         """Asks for these trials before any other; those that the study already has are not asked for again."""
-        for params in first_trials:
-            self._study.enqueue_trial(params, skip_if_exists=True)
+        known = [record.params for record in self.records.values()]
+        missing = [params for params in first_trials if params not in known]
+        waiting = {
+            trial._trial_id: trial.system_attrs.get("fixed_params")
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not _is_own(trial)
+        }
+        waiting = {identity: params for identity, params in waiting.items() if params in missing}
+        if list(waiting.values()) == missing:
+            return
+        # The driver before died while it asked for one: all wait again, so that they come in their order.
+        for identity in waiting:
+            self._storage.set_trial_state_values(identity, TrialState.FAIL)
+        for params in missing:
+            self._study.enqueue_trial(params)
 
     @_in_one_line
     def ask(self, space: Space, defaults: Mapping[str, Any]) -> TrialRecord:
-        """The next trial: an interrupted one, else a first trial, else what the sampler suggests."""
+        """A new trial: a first trial, else what the sampler suggests."""
+        # Those that wait to go on are handed out by `hand_out`; Optuna would take them for enqueued ones.
+        assert not self._now[Outcome.INTERRUPTED]
         with _quiet():
             trial = self._study.ask()
             params = space.ask(trial, defaults)
-        record = self.records.get(trial.number) or TrialRecord(trial.number, params, Outcome.RUNNING)
-        record.params, record.outcome = params, Outcome.RUNNING
-        self.records[trial.number] = record
-        self._set(trial.number, outcome=Outcome.RUNNING)
+        return self._begin(trial._trial_id, TrialRecord(self._next, params, Outcome.RUNNING))
+
+    @_in_one_line
+    def clone(self, params: Params, origin: Origin, space: Space) -> TrialRecord:
+        """A new trial with given values that starts from another's checkpoint."""
+        distributions = {d.name: d.distribution for d in space.dimensions if d.name in params}
+        template = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
+        identity = self._storage.create_new_trial(self._study._study_id, template_trial=template)
+        record = TrialRecord(self._next, params, Outcome.RUNNING, origin=origin)
+        self._storage.set_trial_user_attr(identity, "origin", dataclasses.asdict(origin))
+        return self._begin(identity, record)
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Gives no new trial one of these numbers, or a smaller one: there are files of trials unknown here."""
+        self._left_out = max(numbers, default=-1) + 1
+
+    @property
+    def _next(self) -> int:
+        """The number of the next new trial."""
+        return max(self._left_out, max(self.records, default=-1) + 1)
+
+    def _begin(self, identity: int, record: TrialRecord) -> TrialRecord:
+        self._trials[record.number] = identity
+        self.records[record.number] = record
+        # The outcome goes last: a trial without one was never handed out.
+        self._set(record.number, number=record.number, outcome=Outcome.RUNNING)
+        self._now[Outcome.RUNNING][record.number] = None
         return record
 
     @_in_one_line
-    def report(self, number: int, fidelity: int, value: float) -> None:
-        """Records the objective at a fidelity; a trial that repeats epochs after a loss repeats its values."""
+    def hand_out(self, number: int) -> TrialRecord:
+        """Lets a trial go on that was interrupted or paused."""
+        # Whatever dies in between leaves one that is RUNNING: it is interrupted then.
+        self._storage.set_trial_state_values(self._trials[number], TrialState.RUNNING)
+        self._become(number, Outcome.RUNNING)
+        return self.records[number]
+
+    @_in_one_line
+    def report(self, number: int, fidelity: int, values: tuple[float, ...]) -> None:
+        """Records the objectives at a fidelity; a trial that repeats epochs after a loss repeats its values."""
         record = self.records[number]
         if fidelity not in record.curve:
-            self._storage.set_trial_intermediate_value(self._id(number), fidelity, value)
-            record.curve[fidelity] = value
+            if len(values) == 1:
+                self._storage.set_trial_intermediate_value(self._trials[number], fidelity, values[0])
+            else:  # of which Optuna takes none
+                self._set(number, **{f"{_AT}{fidelity}": list(values)})
+            record.curve[fidelity] = values
         record.fidelity = fidelity
 
     @_in_one_line
     def interrupt(self, number: int) -> None:
         """Puts a trial back, to go on from its checkpoint when it is asked for again."""
+        self._become(number, Outcome.INTERRUPTED)
+        self._set(number, lost_seconds=round(self.records[number].lost_seconds, 3))
+        self._storage.set_trial_state_values(self._trials[number], TrialState.WAITING)
+
+    @_in_one_line
+    def pause(self, number: int) -> None:
+        """Puts a trial aside, to go on from its checkpoint if it is promoted."""
         record = self.records[number]
-        record.outcome = Outcome.INTERRUPTED
-        self._set(number, outcome=record.outcome, lost_seconds=round(record.lost_seconds, 3))
-        self._storage.set_trial_state_values(self._id(number), TrialState.WAITING)
+        self._set(number, seconds=round(record.seconds, 3), metrics=record.metrics)
+        self._become(number, Outcome.PAUSED)
 
     def lose(self, number: int) -> int:
         """Puts back a trial that lost its process; returns how often that has happened to it."""
@@ -231,19 +389,18 @@ class Study:
         return record.attempts
 
     @_in_one_line
-    def tell(self, number: int, ending: Ending, objective: str) -> TrialRecord:
+    def tell(self, number: int, ending: Ending) -> TrialRecord:
         """Records how a trial ended, for good.
 
         The state goes last: a driver that dies in between leaves a trial that is still RUNNING, and a resume
         takes it up from its last checkpoint, at which it ends again the same way.
         """
         record = self.records[number]
-        record.outcome, record.reason = ending.outcome, ending.reason
-        record.metrics, record.fidelity = ending.metrics, ending.fidelity
+        record.reason, record.metrics, record.fidelity = ending.reason, ending.metrics, ending.fidelity
         record.seconds = ending.seconds
-        self._set(
+        self._become(
             number,
-            outcome=record.outcome,
+            ending.outcome,
             reason=record.reason,
             metrics=record.metrics,
             fidelity=record.fidelity,
@@ -255,28 +412,100 @@ class Study:
         )
         values = None
         if ending.outcome == Outcome.COMPLETE:
-            record.value = ending.metrics[objective]
-            values = [record.value]
-        elif ending.outcome == Outcome.PRUNED:
-            values = [record.curve[ending.fidelity]]
-        elif ending.outcome in _INFEASIBLE:
-            self._storage.set_trial_system_attr(self._id(number), f"constraints:{ending.outcome}", 1.0)
-        self._storage.set_trial_state_values(self._id(number), _STATES[ending.outcome], values)
+            record.values = self.objectives.values(ending.metrics)
+            values = record.values
+        elif ending.outcome == Outcome.PRUNED and len(self.objectives) == 1:
+            values = record.curve[ending.fidelity]
+        # What a driver that died here had told of it no longer holds, and Optuna takes nothing back.
+        record.violations = dict.fromkeys(record.violations, 0.0)
+        if ending.outcome in _INFEASIBLE:
+            record.violations[str(ending.outcome)] = _PERFECT
+        elif ending.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
+            found = {each.metric: each.violation(ending.metrics) for each in self._constraints}
+            record.violations |= {metric: violation for metric, violation in found.items() if violation is not None}
+        for name, violation in record.violations.items():
+            self._storage.set_trial_system_attr(self._trials[number], f"{_CONSTRAINT}{name}", violation)
+        self._storage.set_trial_state_values(self._trials[number], _STATES[ending.outcome], values)
         return record
 
-    def _set(self, number: int, **attributes: Any) -> None:
+    def _become(self, number: int, outcome: Outcome, **attributes: Any) -> None:
+        record = self.records[number]
+        self._now[record.outcome].pop(number, None)
+        record.outcome = outcome
+        self._now[outcome][number] = None
+        self._set(number, outcome=outcome, **attributes)
+
+    def _set(self, trial: int, /, **attributes: Any) -> None:
         for name, value in attributes.items():
-            self._storage.set_trial_user_attr(self._id(number), name, value)
+            self._storage.set_trial_user_attr(self._trials[trial], name, value)
 
-    def _id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+    # Opening
+
+    def _open(self, generation: int) -> optuna.Study:
+        return optuna.create_study(
+            study_name=_study_name(self._name, generation),
+            storage=self._storage,
+            directions=["minimize" if each.mode == "min" else "maximize" for each in self.objectives],
+            load_if_exists=True,
+        )
+
+    def _take_up(self, trial: FrozenTrial) -> None:
+        """Hears of a trial that is in the study already; what the driver before left over is put in order."""
+        if not _is_own(trial):
+            # One that was asked for and never handed out counts for nothing, not even for a sampler.
+            if trial.state == TrialState.RUNNING:
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            return
+        record = _record(trial)
+        self._trials[record.number] = trial._trial_id
+        self.records[record.number] = record
+        self._now[record.outcome][record.number] = None
+        if record.outcome == Outcome.PAUSED:
+            if trial.state == TrialState.WAITING:
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        elif trial.state == TrialState.RUNNING:
+            self.interrupt(record.number)
+
+    def _unlock(self) -> None:
+        if self._folder is not None and self._lock is not None:
+            self._folder.unlock(self._lock)
 
 
-def best_record(records: Mapping[int, TrialRecord], mode: str) -> TrialRecord | None:
-    """The complete trial with the best value; a trial that was stopped early is never the best."""
-    complete = [r for r in records.values() if r.outcome == Outcome.COMPLETE and r.value is not None]
-    sign = 1 if mode == "min" else -1
-    return min(complete, key=lambda r: sign * (r.value or 0.0), default=None)
+def curve_of(trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
+    """The objectives by fidelity that a trial of Optuna's has reported."""
+    if trial.intermediate_values:
+        return {step: (value,) for step, value in trial.intermediate_values.items()}
+    return {
+        int(name.removeprefix(_AT)): tuple(values) for name, values in trial.user_attrs.items() if name.startswith(_AT)
+    }
+
+
+def best_record(records: Mapping[int, TrialRecord], objectives: Objectives) -> TrialRecord | None:
+    """The complete trial with the best value (of the first objective); one that was stopped early is never the best."""
+    return min(_complete(records), key=lambda r: objectives.losses(r.values or ()), default=None)
+
+
+def front(records: Mapping[int, TrialRecord], objectives: Objectives) -> list[TrialRecord]:
+    """The complete trials that no other beats in all objectives, the best in the first objective first."""
+    complete = _complete(records)
+    losses = [objectives.losses(record.values or ()) for record in complete]
+    return [complete[index] for index in sorted(pareto_front(losses), key=lambda index: losses[index])]
+
+
+def ranked(records: Mapping[int, TrialRecord], objectives: Objectives) -> list[TrialRecord]:
+    """The complete trials from the best to the worst."""
+    complete = _complete(records)
+    return [complete[index] for index in ranking([objectives.losses(record.values or ()) for record in complete])]
+
+
+def losses_of(record: TrialRecord, objectives: Objectives) -> dict[int, Losses]:
+    """A trial's curve, lower is better."""
+    return {fidelity: objectives.losses(values) for fidelity, values in record.curve.items()}
+
+
+def _complete(records: Mapping[int, TrialRecord]) -> list[TrialRecord]:
+    """Complete trials that keep the constraints."""
+    return [r for r in records.values() if r.outcome == Outcome.COMPLETE and r.values is not None and r.is_feasible]
 
 
 def count_outcomes(records: Mapping[int, TrialRecord]) -> dict[Outcome, int]:
@@ -287,8 +516,8 @@ def count_outcomes(records: Mapping[int, TrialRecord]) -> dict[Outcome, int]:
     return counts
 
 
-def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, TrialRecord], Usage]:
-    """The trials of a study that somebody else may have open, and the time they have had.
+def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, TrialRecord], Usage, dict[str, Any]]:
+    """The trials of a study that somebody else may have open, the time they have had, and its notes.
 
     Args:
         home: The sweep's folder.
@@ -310,13 +539,16 @@ def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, Tri
         else:
             fetch_journal(home, Path(scratch) / JOURNAL)
             storage = _open_journal(Path(scratch) / JOURNAL)
+        base = name if rdb else _IN_JOURNAL
         try:
-            study = optuna.load_study(study_name=name if rdb else _IN_JOURNAL, storage=storage)
+            studies = [optuna.load_study(study_name=base, storage=storage)]
         except KeyError:
             raise InputError(f"{home.root}: its study has no trial yet") from None
-        trials = study.get_trials(deepcopy=False)
-        records = {t.number: _record(t) for t in trials if t.state != TrialState.WAITING or "outcome" in t.user_attrs}
-        return records, Usage(**study.user_attrs.get("usage", {}))
+        names = set(optuna.get_all_study_names(storage))
+        while (later := _study_name(base, len(studies))) in names:
+            studies.append(optuna.load_study(study_name=later, storage=storage))
+        records = {record.number: record for record in map(_record, filter(_is_own, _trials(studies)))}
+        return records, Usage(**studies[0].user_attrs.get("usage", {})), _notes(studies)
 
 
 def check_rdb(url: str) -> None:
@@ -357,20 +589,51 @@ def _open_rdb(url: str) -> RDBStorage:
         raise InputError(f"study.storage={url}: cannot be opened: {why}") from None
 
 
+def _notes(studies: Sequence[optuna.Study]) -> dict[str, Any]:
+    evidence: dict[str, Any] = {}
+    for study in studies:
+        evidence |= study.user_attrs.get("evidence", {})
+    return {"over": studies[0].user_attrs.get("over", ""), "evidence": evidence}
+
+
+def _study_name(base: str, generation: int) -> str:
+    return base if generation == 0 else f"{base}/{generation + 1}"
+
+
+def _trials(studies: Sequence[optuna.Study]) -> list[FrozenTrial]:
+    """All of Optuna's trials, the sweep's own in the order of their numbers."""
+    trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
+    return sorted(trials, key=lambda trial: trial.user_attrs.get("number", trial.number))
+
+
+def _is_own(trial: FrozenTrial) -> bool:
+    """Whether a trial of Optuna's is one of the sweep's: no evidence, and not still to be handed out."""
+    return "outcome" in trial.user_attrs
+
+
 def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
+    attributes, system = trial.user_attrs, trial.system_attrs
+    origin = attributes.get("origin")
+    curve = curve_of(trial)
+    outcome = Outcome(attributes["outcome"])
+    reached = max(curve, default=0)
     return TrialRecord(
-        number=trial.number,
+        number=attributes.get("number", trial.number),
         params=dict(trial.params),
-        outcome=Outcome(attributes.get("outcome", Outcome.RUNNING)),
-        curve=dict(trial.intermediate_values),
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
-        fidelity=attributes.get("fidelity", max(trial.intermediate_values, default=0)),
+        outcome=outcome,
+        curve=curve,
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
+        violations={
+            name.removeprefix(_CONSTRAINT): value for name, value in system.items() if name.startswith(_CONSTRAINT)
+        },
+        # One that goes on may have been told an ending, by a driver that died before it was final.
+        fidelity=attributes.get("fidelity", reached) if outcome.is_final else reached,
         reason=attributes.get("reason", ""),
         metrics=attributes.get("metrics", {}),
         attempts=attributes.get("attempts", 0),
         seconds=attributes.get("seconds", 0.0),
         lost_seconds=attributes.get("lost_seconds", 0.0),
+        origin=Origin(**origin) if origin else None,
     )
 
 
@@ -380,8 +643,11 @@ def _mend(path: Path) -> None:
         path.with_name(path.name + ".lock").unlink()
     if path.exists():
         data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            os.truncate(path, data.rfind(b"\n") + 1)
+        kept = data.rfind(b"\n") + 1
+        if kept < len(data) and data[kept:].lstrip(b"\0") != data[kept:]:
+            raise InputError(f"{path}: damaged (zeros in it); put a copy of it back from before it was changed")
+        if kept < len(data):
+            os.truncate(path, kept)
 
 
 @contextlib.contextmanager

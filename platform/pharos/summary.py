@@ -1,10 +1,17 @@
 """`summary.json`: what a script reads of a sweep.
 
-sweep, family, objective {metric, mode}
+sweep, family, objective {metric, mode}; with several objectives a list of such
+constraints   what trials have to keep, by metric: "<= 20"
 trials        a count per outcome
-best          trial, outcome, fidelity, values, params, checkpoint, metrics; null if no trial was completed
+stopped       why the search ended before its last trial; null: it did not
+best          trial, outcome, fidelity, values, params, checkpoint, metrics; null if no trial was completed.
+              Of several objectives the first decides. One that breaks a constraint is never the best
 paper_values  the same for the trial with the recipe's own values
-pareto        null: there is one objective
+pareto        null with one objective; else front (a list of such, the best in the first objective first),
+              hypervolume and its reference point
+finalists     null but for a sweep of finalists (train.py --top): each one's mean on fresh seeds with its interval, the
+              winner and whether it really wins; `pharos.standings` lists the fields. Its `best` is a single lucky run
+evidence      by sweep, what was carried over from it (warm_start, or a space that changed) and why the rest was not
 seconds       of wall-clock, over all drivers of the sweep
 cpu_hours     (gpu_hours where trials have GPUs) by purpose: useful, pruned, lost, waiting
 versions      of Python, the packages and this code
@@ -15,21 +22,30 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pharos.checkpoint import Checkpoints
 from pharos.config import Plan
 from pharos.families import ROOT
+from pharos.search.fronts import hypervolume
+from pharos.search.objective import Objectives
+from pharos.standings import standings
 from pharos.storage import Storage
-from pharos.study import TrialRecord, Usage, best_record, count_outcomes, read_study
+from pharos.study import TrialRecord, Usage, best_record, count_outcomes, front, ranked, read_study
 from pharos.trial import Outcome, trial_id
 
 PACKAGES = ("torch", "numpy", "optuna", "hydra-core", "ray", "wandb", "fsspec", "safetensors")
 
 
 def summarise(
-    name: str, plan: Plan, folder: Storage, records: Mapping[int, TrialRecord], usage: Usage
+    name: str,
+    plan: Plan,
+    folder: Storage,
+    records: Mapping[int, TrialRecord],
+    *,
+    usage: Usage,
+    notes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A sweep's summary.
 
@@ -39,8 +55,9 @@ def summarise(
         folder: Where it lies.
         records: Its trials.
         usage: The time it had.
+        notes: The study's.
     """
-    objective = plan.settings.objective
+    objectives = plan.settings.objectives
     paper = next((record for record in records.values() if plan.is_paper_trial(record.params)), None)
 
     def result(record: TrialRecord | None) -> dict[str, Any] | None:
@@ -51,23 +68,45 @@ def summarise(
             "trial": trial_id(record.number),
             "outcome": str(record.outcome),
             "fidelity": record.fidelity,
-            "values": {objective.metric: record.last_value},
+            "values": dict(zip(objectives.metrics, record.last_values or (), strict=False)),
             "params": record.params,
             "checkpoint": checkpoints.newest_path(),
             "metrics": record.metrics,
         }
 
+    asked = [{"metric": each.metric, "mode": each.mode} for each in objectives]
     return {
         "sweep": name,
         "family": plan.settings.family,
-        "objective": {"metric": objective.metric, "mode": objective.mode},
+        "objective": asked if len(asked) > 1 else asked[0],
+        "constraints": plan.settings.constraints,
         "trials": {str(outcome): count for outcome, count in count_outcomes(records).items() if count},
-        "best": result(best_record(records, objective.mode)),
+        "stopped": notes["over"] or None,
+        "best": result(best_record(records, objectives)),
         "paper_values": result(paper),
-        "pareto": None,
+        "pareto": _pareto(records, objectives, result) if len(objectives) > 1 else None,
+        "finalists": standings(plan, records) if plan.finalists else None,
+        "evidence": notes["evidence"],
         "seconds": usage.seconds,
         **_hours(plan, records, usage),
         "versions": versions(),
+    }
+
+
+def _pareto(
+    records: Mapping[int, TrialRecord], objectives: Objectives, result: Callable[[TrialRecord], Any]
+) -> dict[str, Any]:
+    """The front and what it dominates, in the metrics' own units."""
+    best = front(records, objectives)
+    losses = [objectives.losses(record.values or ()) for record in ranked(records, objectives)]
+    worst = [max(column) for column in zip(*losses, strict=True)] if losses else [0.0] * len(objectives)
+    given = [each.reference for each in objectives]
+    values = objectives.losses(worst)  # and back
+    reference = [mine if theirs is None else theirs for theirs, mine in zip(given, values, strict=True)]
+    return {
+        "front": [result(record) for record in best],
+        "hypervolume": hypervolume(losses, objectives.losses(reference)) if losses else None,
+        "reference": dict(zip(objectives.metrics, reference, strict=True)) if losses else None,
     }
 
 
@@ -77,8 +116,8 @@ def summarise_folder(folder: Storage, plan: Plan) -> dict[str, Any]:
     Raises:
         InputError: Its study is missing.
     """
-    records, usage = read_study(folder, folder.name, plan.settings.study.storage)
-    return summarise(folder.name, plan, folder, records, usage)
+    records, usage, notes = read_study(folder, folder.name, plan.settings.study.storage)
+    return summarise(folder.name, plan, folder, records, usage=usage, notes=notes)
 
 
 def versions() -> dict[str, str | None]:
@@ -113,15 +152,13 @@ def _hours(plan: Plan, records: Mapping[int, TrialRecord], usage: Usage) -> dict
     spent = dict.fromkeys(("useful", "pruned", "lost"), 0.0)
     for record in records.values():
         spent["lost"] += record.lost_seconds
-        if record.outcome in (Outcome.COMPLETE, Outcome.RUNNING, Outcome.INTERRUPTED):
+        if record.outcome in (Outcome.COMPLETE, Outcome.RUNNING, Outcome.INTERRUPTED, Outcome.PAUSED):
             spent["useful"] += record.seconds
         elif record.outcome == Outcome.PRUNED:
             spent["pruned"] += record.seconds
         else:
             spent["lost"] += record.seconds
     spent["waiting"] = max(0.0, usage.slot_seconds - sum(spent.values()))
-    resources = plan.settings.resources
-    gpus = resources.gpus_per_worker
-    each = (gpus or resources.cpus_per_worker) * resources.workers
-    hours = {purpose: round(seconds * each / 3600, 4) for purpose, seconds in spent.items()}
+    gpus = plan.settings.resources.gpus_per_worker
+    hours = {purpose: round(seconds * plan.settings.devices / 3600, 4) for purpose, seconds in spent.items()}
     return {"gpu_hours" if gpus else "cpu_hours": hours}

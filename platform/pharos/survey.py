@@ -11,8 +11,9 @@ from pharos.checkpoint import Checkpoints, is_hold, is_manifest
 from pharos.config import Plan
 from pharos.mirror import ours
 from pharos.retention import Keep, surplus
+from pharos.search.objective import Objectives
 from pharos.storage import Storage
-from pharos.study import TrialRecord, read_study
+from pharos.study import TrialRecord, ranked, read_study
 from pharos.trial import Outcome, trial_id
 
 _UNFINISHED = "never finished"
@@ -59,7 +60,9 @@ class TrialUse:
         }
 
 
-def survey(home: Storage, records: Mapping[int, TrialRecord], keep: Keep, trials: int | None) -> list[TrialUse]:
+def survey(
+    home: Storage, records: Mapping[int, TrialRecord], keep: Keep, objectives: Objectives, trials: int | None
+) -> list[TrialUse]:
     """What a sweep's trials take, and what of it need not be kept.
 
     Nothing of a running trial goes: that is its own process's to say. What an interrupted one goes on from stays.
@@ -68,6 +71,7 @@ def survey(home: Storage, records: Mapping[int, TrialRecord], keep: Keep, trials
         home: The sweep's folder.
         records: Its trials.
         keep: What stays of each trial.
+        objectives: What makes a trial good.
         trials: Of how many of the best trials; None: of all.
     """
     sizes: dict[int, dict[str, int]] = {number: {} for number in records}
@@ -75,7 +79,7 @@ def survey(home: Storage, records: Mapping[int, TrialRecord], keep: Keep, trials
         name, _, file = path.partition("/")
         if name.isdigit():
             sizes.setdefault(int(name), {})[file] = size
-    best = _best(records, keep.mode, trials)
+    best = set(records) if trials is None else {record.number for record in ranked(records, objectives)[:trials]}
     uses = []
     for number, files in sorted(sizes.items()):
         steps = _steps(files)
@@ -108,10 +112,10 @@ def survey_sweep(home: Storage, plan: Plan, remove: bool = False) -> list[TrialU
         InputError: It is to be removed, and a driver is at work.
     """
     config = plan.settings.storage
-    keep = Keep(config.keep_last, config.keep_best, config.keep_every, plan.settings.objective.mode)
+    keep = Keep(config.keep_last, config.keep_best, config.keep_every, plan.settings.objectives.first.mode)
     with ours(home, config) if remove else contextlib.nullcontext():
-        records, _ = read_study(home, home.name, plan.settings.study.storage)
-        uses = survey(home, records, keep, config.keep_trials)
+        records, _, _ = read_study(home, home.name, plan.settings.study.storage)
+        uses = survey(home, records, keep, plan.settings.objectives, config.keep_trials)
         if remove:
             clear(home, uses)
     return uses
@@ -130,15 +134,6 @@ def clear(home: Storage, uses: list[TrialUse], unfinished: bool = True) -> None:
         for step, why in use.goes.items():
             if unfinished or why != _UNFINISHED:
                 checkpoints.remove(step, use.files[step])
-
-
-def _best(records: Mapping[int, TrialRecord], mode: str, trials: int | None) -> set[int]:
-    """The trials that keep checkpoints."""
-    if trials is None:
-        return set(records)
-    sign = 1 if mode == "min" else -1
-    complete = [(sign * r.value, r.number) for r in records.values() if r.value is not None]
-    return {number for _, number in sorted(complete)[:trials]}
 
 
 def _steps(files: Mapping[str, int]) -> dict[int, dict[str, int]]:

@@ -3,7 +3,7 @@
 Every backend drives the same four calls, so that a sweep means the same under all of them:
 
     spec = sweep.next_trial()            None: nothing to start now
-    goes_on = sweep.on_report(n, ...)    False: the trial is pruned
+    action = sweep.on_report(n, ...)     STOP: the trial has ended, as pruned; PAUSE: it is to save and stop
     sweep.on_end(n, ending)
     sweep.on_lost(n, reason)             its process died: it goes on later, from its checkpoint
 """
@@ -21,27 +21,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import optuna
 import yaml
 
 from pharos.background import Outbox
-from pharos.config import Plan, SamplerConfig, make_plan, reopen_plan, storage_of
+from pharos.config import LIMITS, Plan, make_plan, reopen_plan
 from pharos.errors import InputError, PharosError, StorageError
+from pharos.evidence import Memory, in_words
+from pharos.folders import SWEEP_FILE, find_folder, read_document, without_url, write_plan
 from pharos.mirror import StudyMirror
 from pharos.retention import Keep
-from pharos.scheduler import Asha, NeverStop
+from pharos.schedulers.base import Action
+from pharos.schedulers.choice import make_scheduler
+from pharos.search.limits import Breaker, Limits
+from pharos.search.samplers import make_sampler
+from pharos.search.search import Search
 from pharos.spool import node_folder
 from pharos.storage import Storage
 from pharos.study import JOURNAL, Study, TrialRecord, Usage
-from pharos.summary import summarise, versions
+from pharos.summary import summarise
 from pharos.survey import clear, survey
 from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
 
-_FILE = "sweep.yaml"
 # A store that has not answered for so long is worth a word.
 _CUT_OFF_SECONDS = 15.0
-# Commands look for what was named for so long, no longer: a wrong endpoint is a likely reason.
-_LOOK_SECONDS = 15.0
 
 
 class Listener(Protocol):
@@ -81,45 +83,104 @@ class Sweep:
         self.name = name
         self.plan = plan
         self.storage = storage
-        self.settings = plan.settings
-        self.objective = plan.settings.objective.metric
-        self._fidelities: dict[int, int] = {}
+        self.settings = settings = plan.settings
+        self.objectives = settings.objectives
+        self.stopped_by_hand = False
+        self.slots = 1
         self._lost: dict[int, float] = {}  # by trial, what its present attempt says the one before lost
-        self.interrupted = False
         self._is_new = is_new
         self._listener = listener
-        self.slots = 1
         self._opened_at = time.monotonic()
-        config = self.settings.storage
+        config = settings.storage
         self._folder = node_folder(storage, config.cache)
         self._outbox: Outbox | None = None
         self._is_cut_off = False
         if not storage.is_local:
-            journal = None if self.settings.study.storage else Path(self._folder.path(JOURNAL))
+            journal = None if settings.study.storage else Path(self._folder.path(JOURNAL))
             self._mirror = StudyMirror(storage, journal, config.mirror_seconds, listener.note)
+        self._max_fidelity = plan.recipe.fidelity(plan.build_config())
+        if storage.is_local and not settings.study.storage and not is_new:
+            _check_journal(storage)
         self.study = Study(
             Path(self._folder.root),
-            self.settings.objective.mode,
-            lambda known: _sampler(self.settings.sampler, self.settings.seed, known),
+            self.objectives,
+            lambda known: make_sampler(
+                settings.sampler,
+                plan.space,
+                plan.defaults,
+                self._max_fidelity,
+                objectives=self.objectives,
+                seed=settings.seed,
+                known=known,
+            ),
             name,
-            self.settings.study.storage,
+            settings.study.storage,
+            generation=plan.generation,
+            constraints=settings.bounds,
         )
+        try:
+            if not is_new:
+                self._check_folders()
+            self._learn()
+        except PharosError:
+            self.study.close()
+            raise
         if not storage.is_local:
             self._outbox = Outbox("sweep", storage.root)
             self._outbox.every(config.mirror_seconds, "study", self._mirror.push)
         self._before = self.study.usage
-        self.study.enqueue(plan.first_trials)
-        self._sign = 1 if self.settings.objective.mode == "min" else -1
-        self._curves = {
-            number: {fidelity: self._sign * value for fidelity, value in record.curve.items()}
-            for number, record in self.study.records.items()
-        }
-        scheduler = self.settings.scheduler
-        self._scheduler = (
-            Asha(plan.recipe.fidelity(plan.build_config()), scheduler.grace, scheduler.reduction)
-            if scheduler.name == "asha"
-            else NeverStop()
+        if not plan.generation:
+            self.study.enqueue(plan.first_trials)
+        self._limits = Limits(settings.hours, settings.gpu_hours, settings.stop_at, settings.plateau)
+        self.search = Search(
+            self.study,
+            plan.space,
+            plan.defaults,
+            make_scheduler(settings.scheduler, self._max_fidelity, plan.space, plan.defaults, settings.seed),
+            trials=settings.trials,
+            max_fidelity=lambda params: plan.recipe.fidelity(plan.build_config(params)),
+            runs_whole=plan.is_paper_trial,
+            retries=settings.retries,
+            breaker=Breaker(settings.breaker),
         )
+
+    def _check_folders(self) -> None:
+        """Sees to it that no new trial takes up the files of one that the study has lost.
+
+        A study on a disk knows of every trial that has a folder, unless it was damaged. One that was mirrored to a
+        store may lack the last that started before its machine was lost: their numbers are left out.
+
+        Raises:
+            InputError: The study was damaged.
+        """
+        unknown = sorted(_folders(self.storage) - set(self.study.records))
+        names = ", ".join(map(trial_id, unknown))
+        if unknown and self.storage.is_local:
+            raise InputError(
+                f"{self.storage.path(JOURNAL)}: damaged: it does not know the trials {names}, which have folders; "
+                "put a copy of it back from before it was changed, or move their folders away"
+            )
+        if unknown:
+            self.study.leave_out(unknown)
+            self._listener.note(
+                f"the study was lost before it knew the trials {names}; their files are left as they are"
+            )
+
+    def _learn(self) -> None:
+        """Gives the sampler what is known from elsewhere, once for each space."""
+        wanted = self.settings.warm_start
+        if self.study.evidence is not None or not (wanted or self.plan.generation):
+            return
+        memory = Memory(self.plan)
+        if self.study.records:
+            memory.add(self.name, self.plan, self.study.records)
+        if wanted == "auto":
+            memory.add_alike(self.storage.parent(), self.name)
+        else:
+            memory.add_named(wanted)
+        self.study.learn(memory.evidence, self.plan.space, memory.note)
+        for line in in_words(memory.note) or ["evidence: there is none"]:
+            self._listener.note(line)
 
     # What a backend calls
 
@@ -135,16 +196,24 @@ class Sweep:
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to start; None when there is none now (`finished` says whether there may be later)."""
-        records = self.study.records.values()
-        waiting = any(record.outcome == Outcome.INTERRUPTED for record in records)
-        if self.interrupted or (len(records) >= self.settings.trials and not waiting) or self._is_troubled():
+        self._watch_limits()
+        if self.interrupted or self._is_troubled():
             return None
-        record = self.study.ask(self.plan.space, self.plan.defaults)
-        self._curves.setdefault(record.number, {})
+        record = self.search.next()
+        if record is None:
+            return None
         self._lost[record.number] = 0.0
-        folder = self.storage.path("trials", trial_id(record.number))
-        spec = self.plan.trial_spec(self.name, record.number, record.params, folder, self.storage.root)
+        spec = self.plan.trial_spec(
+            self.name,
+            record.number,
+            record.params,
+            folder=self._folder_of(record.number),
+            tracking_folder=self.storage.root,
+            origin=self._folder_of(record.origin.donor) if record.origin else None,
+        )
         document = {"params": spec.params, "seed": spec.seed, "config": spec.config}
+        if record.origin:
+            document["origin"] = dataclasses.asdict(record.origin)
         self._write(f"trials/{spec.id}/trial.yaml", yaml.safe_dump(document).encode())
         self._listener.started(record)
         return spec
@@ -152,46 +221,33 @@ class Sweep:
     @property
     def finished(self) -> bool:
         """Whether no trial is running and none will be started."""
-        outcomes = [record.outcome for record in self.study.records.values()]
-        if Outcome.RUNNING in outcomes:
+        if self.running:
             return False
-        is_done = len(outcomes) >= self.settings.trials and all(outcome.is_final for outcome in outcomes)
-        return is_done or self.interrupted or self._is_lost()
+        return self.search.finished or self.interrupted or self._is_lost()
 
-    def on_report(self, number: int, report: Report) -> bool:
-        """Records a trial's report; False if the trial is to stop here, as pruned."""
+    @property
+    def running(self) -> int:
+        """How many trials are."""
+        return self.study.counts[Outcome.RUNNING]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether running trials are to save and stop, and no more are to be started."""
+        return self.stopped_by_hand or bool(self.search.over)
+
+    def on_report(self, number: int, report: Report) -> Action:
+        """Records a trial's report and says what becomes of it."""
         record = self.study.records[number]
-        record.metrics, record.seconds = report.metrics, report.seconds
+        if record.outcome != Outcome.RUNNING:
+            return Action.STOP  # the word that it has ended is still on its way
         self._count_lost(record, report.lost_seconds)
-        value = report.metrics.get(self.objective)
-        goes_on = True
-        if value is not None:
-            curve = self._curves[number]
-            # An epoch that runs again after a loss was decided about when it ran first.
-            is_new = report.fidelity not in curve
-            self.study.report(number, report.fidelity, value)
-            curve.setdefault(report.fidelity, self._sign * value)
-            # The paper's values run whole: what the search gained is measured against them on the same budget.
-            is_whole = report.fidelity >= self.max_fidelity(record) or self.plan.is_paper_trial(record.params)
-            if is_new and not is_whole:
-                goes_on = self._scheduler.goes_on(self._curves, number, report.fidelity)
+        decision = self.search.on_report(number, report)
         self._watch_store()
+        self._watch_limits()
         self._listener.reported(record, report)
-        if not goes_on:
-            self.on_end(
-                number,
-                Ending(
-                    Outcome.PRUNED,
-                    fidelity=report.fidelity,
-                    metrics=report.metrics,
-                    seconds=report.seconds,
-                    lost_seconds=report.lost_seconds,
-                    process=report.process,
-                    started_at=report.started_at,
-                    ended_at=time.time(),
-                ),
-            )
-        return goes_on
+        if decision.action == Action.STOP:
+            self._after_end(number)
+        return decision.action
 
     def on_end(self, number: int, ending: Ending) -> None:
         """Records how a trial ended; what a trial says after it was pruned no longer counts."""
@@ -199,49 +255,34 @@ class Sweep:
         if record.outcome != Outcome.RUNNING:
             return
         self._count_lost(record, ending.lost_seconds)
-        if ending.outcome == Outcome.INTERRUPTED:
-            self.study.interrupt(number)
-        else:
-            self.study.tell(number, ending, self.objective)
+        self.search.on_end(number, ending)
+        self._after_end(number)
+
+    def _after_end(self, number: int) -> None:
         self.study.set_usage(self.usage)
         if self._outbox is not None:
             self._outbox.put("study", self._mirror.push)
         if self.settings.storage.keep_trials is not None:
             self._clear(unfinished=False)
-        self._listener.ended(record)
+        self._listener.ended(self.study.records[number])
 
     def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
         """Hears that a trial's process died: it goes on from its checkpoint, unless that happened too often."""
-        record = self.study.records[number]
-        if record.outcome != Outcome.RUNNING:
+        if self.study.records[number].outcome != Outcome.RUNNING:
             return
-        if self.study.lose(number) <= self.settings.retries:
+        if self.search.on_lost(number, reason, outcome):
             self._listener.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
-            return
-        record.outcome = Outcome.RUNNING
-        self.on_end(
-            number,
-            Ending(
-                outcome,
-                reason=f"lost its process {record.attempts} times; last: {reason}",
-                fidelity=record.fidelity,
-                metrics=record.metrics,
-                seconds=record.seconds,
-                lost_seconds=self._lost.get(number, 0.0),
-            ),
-        )
+        else:
+            self._after_end(number)
 
     def max_fidelity(self, record: TrialRecord) -> int:
         """The fidelity of the whole trial, which its own values may decide."""
-        if record.number not in self._fidelities:
-            config = self.plan.build_config(record.params)
-            self._fidelities[record.number] = self.plan.recipe.fidelity(config)
-        return self._fidelities[record.number]
+        return self.search.max_fidelity(record)
 
     def interrupt(self) -> None:
         """Starts no more trials; backends let those that run save and stop."""
-        if not self.interrupted:
-            self.interrupted = True
+        if not self.stopped_by_hand:
+            self.stopped_by_hand = True
             self._listener.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
 
     def discard(self) -> None:
@@ -265,6 +306,7 @@ class Sweep:
         self._listener.stop()
         try:
             self.study.set_usage(self.usage)
+            self.study.set_note("over", self.search.over)
             if self._outbox is not None:
                 self._outbox.check(self.settings.storage.patience)
             summary = self.summary()
@@ -299,7 +341,12 @@ class Sweep:
 
     def summary(self) -> dict[str, Any]:
         """What a script reads; see `pharos.summary`."""
-        return summarise(self.name, self.plan, self.storage, self.study.records, self.usage)
+        return summarise(
+            self.name, self.plan, self.storage, self.study.records, usage=self.usage, notes=self.study.notes
+        )
+
+    def _folder_of(self, number: int) -> str:
+        return self.storage.path("trials", trial_id(number))
 
     def _write(self, path: str, data: bytes) -> None:
         """Writes a file of the sweep; one in a store when that answers."""
@@ -312,17 +359,34 @@ class Sweep:
     def _clear(self, unfinished: bool) -> None:
         """Removes checkpoints that need not be kept, of trials that have ended."""
         config = self.settings.storage
-        keep = Keep(config.keep_last, config.keep_best, config.keep_every, self.settings.objective.mode)
+        keep = Keep(config.keep_last, config.keep_best, config.keep_every, self.objectives.first.mode)
         ended = {n: dataclasses.replace(r) for n, r in self.study.records.items() if r.outcome.is_final}
 
         def act() -> None:
             home = self.storage.patient(0)
-            clear(home, survey(home, ended, keep, config.keep_trials), unfinished)
+            clear(home, survey(home, ended, keep, self.objectives, config.keep_trials), unfinished)
 
         if self._outbox is None:
             act()
         else:
             self._outbox.put("clear", act)
+
+    def _watch_limits(self) -> None:
+        """Ends the search when it has had enough."""
+        if self.search.over:
+            return
+        best = self.search.best
+        usage = self.usage
+        reason = self._limits.reached(
+            self.objectives,
+            best.values[0] if best is not None and best.values else None,
+            self.search.without_gain,
+            usage.seconds,
+            usage.slot_seconds * self.settings.devices,
+        )
+        if reason:
+            self.search.over = reason
+            self._listener.note(f"enough: {reason}; running trials save and stop")
 
     def _is_lost(self) -> bool:
         """Whether no trial can be started any more, as the store does not take what the sweep writes."""
@@ -361,6 +425,23 @@ class Sweep:
         self._lost[record.number] = seconds
 
 
+def _folders(home: Storage) -> set[int]:
+    """The trials that have a folder."""
+    return {int(name) for name in home.list("trials") if name.isdigit()}
+
+
+def _check_journal(home: Storage) -> None:
+    """Complains of a journal that is gone or empty, before a new one is begun in its place.
+
+    Raises:
+        InputError: It is, and there are trials.
+    """
+    if _folders(home) and not (home.exists(JOURNAL) and home.read_bytes(JOURNAL)):
+        raise InputError(
+            f"{home.path(JOURNAL)}: gone or empty, and there are trials; put a copy of it back, or start a new sweep"
+        )
+
+
 def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
     """A new sweep, its folder written.
 
@@ -368,7 +449,21 @@ def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
         InputError: Something in the request is wrong; nothing was written.
     """
     plan = make_plan(family, overrides)
-    storage = plan.settings.storage.open()
+    return create(plan, plan.settings.storage.open(), f"{family}-{datetime.date.today().isoformat()}", listener)
+
+
+def create(plan: Plan, storage: Storage, name: str, listener: Listener) -> Sweep:
+    """A new sweep of a plan, its folder written.
+
+    Args:
+        plan: What it searches.
+        storage: What its folder is to lie in.
+        name: What its name begins with.
+        listener: Hears of every event.
+
+    Raises:
+        InputError: The folder cannot be written to, or the study's database not be used; nothing was written.
+    """
     storage.check_writable()
     if (
         "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -379,9 +474,9 @@ def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
             f"storage.url={plan.settings.storage.url} lies in this job's own folder, which goes with the cluster; "
             "give a folder that all nodes share to keep the sweep"
         )
-    name = f"{family}-{datetime.date.today().isoformat()}-{secrets.token_hex(2)}"
+    name = f"{name}-{secrets.token_hex(2)}"
     folder = storage.sub(name)
-    _write_plan(folder, plan)
+    write_plan(folder, plan)
     try:
         return Sweep(name, plan, folder, listener, is_new=True)
     except PharosError:
@@ -401,79 +496,24 @@ def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool
     Raises:
         InputError: There is no such sweep, another process runs it, or an override does not fit.
     """
-    folder = find_folder(name, _FILE, overrides)
-    document = _read_plan(folder)
+    folder = find_folder(name, SWEEP_FILE, overrides)
+    document = read_document(folder)
     before = document["settings"]["trials"]
-    plan = reopen_plan(document, without_url(overrides))
-    if extend and plan.settings.trials <= before:
+    plan = reopen_plan(document, without_url(overrides), extend=extend)
+    if extend and plan.finalists:
+        count = len(plan.finalists["trials"])
+        more = f"--from {plan.finalists['sweep']} --top {count} --seeds {2 * before // count}"
+        raise InputError(
+            f"--extend: {name} is of finalists, which are a fixed set; more seeds: python platform/train.py {more}"
+        )
+    limits = [text for text in overrides if text.split("=")[0] in LIMITS]
+    if extend and plan.settings.trials <= before and not limits:
         raise InputError(
             f"--extend needs more trials than the {before} the sweep has: trials=+50 or trials={before + 50}"
         )
     if not extend and plan.settings.trials != before:
         raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
     sweep = Sweep(folder.name, plan, folder.patient(plan.settings.storage.patience), listener)
-    if plan.to_dict() != {key: document[key] for key in plan.to_dict()}:
-        _write_plan(folder, plan)
+    if plan.to_dict() != {key: document.get(key) for key in plan.to_dict()}:
+        write_plan(folder, plan)
     return sweep
-
-
-def find_folder(name: str, file: str, overrides: Sequence[str] = ()) -> Storage:
-    """The folder of a sweep or run, by its name below `storage.url` or by its path.
-
-    Args:
-        name: What was typed.
-        file: What such a folder holds.
-        overrides: May have a `storage.url=…` and what reaching it needs.
-
-    Raises:
-        InputError: There is none.
-    """
-    config = storage_of(overrides)
-    home = config.open().patient(_LOOK_SECONDS)
-    places = [config.open(name).patient(_LOOK_SECONDS)] if "://" in name else [Storage(name), home.sub(name)]
-    for folder in places:
-        if folder.exists(file):
-            return folder
-    if "://" in name:
-        raise InputError(f"{name}: there is no {file}")
-    known = [entry for entry in home.list() if home.exists(f"{entry}/{file}")]
-    raise InputError(
-        f"{name}: nothing of that name in {config.url}; "
-        + (f"there are {', '.join(known[-5:])}" if known else "there is none; storage.url=… says where to look")
-    )
-
-
-def read_plan(name: str, overrides: Sequence[str] = (), allowed: tuple[str, ...] = ()) -> tuple[Storage, Plan]:
-    """The folder and plan of a sweep, for commands that only read it; see `reopen_plan`."""
-    folder = find_folder(name, _FILE, overrides)
-    return folder, reopen_plan(_read_plan(folder), without_url(overrides), allowed)
-
-
-def without_url(overrides: Sequence[str]) -> list[str]:
-    """The overrides but `storage.url=…`, which says where to look and changes nothing."""
-    return [text for text in overrides if not text.startswith("storage.url=")]
-
-
-def _write_plan(folder: Storage, plan: Plan) -> None:
-    document = {**plan.to_dict(), "versions": versions()}
-    folder.write_bytes(_FILE, yaml.safe_dump(document, sort_keys=False).encode())
-
-
-def _read_plan(folder: Storage) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(folder.read_bytes(_FILE))
-    except yaml.YAMLError as error:
-        raise InputError(f"{folder.path('sweep.yaml')}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict) or not {"settings", "recipe", "space", "first_trials"} <= set(document):
-        raise InputError(f"{folder.path('sweep.yaml')}: not a sweep's; it needs settings, recipe, space, first_trials")
-    return document
-
-
-def _sampler(config: SamplerConfig, seed: int, known: int) -> optuna.samplers.BaseSampler:
-    # A driver that takes up a study draws other numbers than the one before it, whose trials it would repeat.
-    seed = (seed * 1_000_003 + known) % 2**32
-    if config.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(
-        n_startup_trials=config.startup, multivariate=True, group=True, constant_liar=True, seed=seed
-    )

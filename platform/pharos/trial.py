@@ -17,12 +17,26 @@ class Outcome(enum.StrEnum):
     FAILED = "failed"  # raised, or lost its process too often
     CANCELLED = "cancelled"  # given up by a person
     INTERRUPTED = "interrupted"  # stopped in order; goes on from its checkpoint on --resume
+    PAUSED = "paused"  # by the scheduler, at the fidelity in its record; goes on from its checkpoint if promoted
     RUNNING = "running"
 
     @property
     def is_final(self) -> bool:
         """Whether the trial never runs again."""
-        return self not in (Outcome.RUNNING, Outcome.INTERRUPTED)
+        return self not in (Outcome.RUNNING, Outcome.INTERRUPTED, Outcome.PAUSED)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a trial starts from that does not start from nothing: the newest checkpoint of another.
+
+    Attributes:
+        donor: The other trial's number.
+        replaces: The trial that was stopped to make room.
+    """
+
+    donor: int
+    replaces: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,10 @@ class TrialSpec:
     """How its folder is reached and what of it stays: the fields of `pharos.storage.StorageConfig`."""
     mode: str = "min"
     """Whether a better objective is smaller (`min`) or larger (`max`)."""
+    watched: list[str] = field(default_factory=list)
+    """Other metrics that the search compares or bounds; `peak_memory_gb` is the platform's, the others the recipe's."""
+    origin: str | None = None
+    """URL of the folder of a trial whose newest checkpoint it starts from, if it has none of its own."""
 
     @property
     def id(self) -> str:

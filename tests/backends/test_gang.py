@@ -207,7 +207,9 @@ def test_workers_that_a_trial_has_left_too_big_are_replaced(
     plan = make_plan("tipsy", ["scale=tiny", "tracking=none"])
 
     def train(number: int) -> set[int]:
-        gang.start(plan.trial_spec("grown", number, {}, str(tmp_path / str(number)), str(tmp_path)))
+        gang.start(
+            plan.trial_spec("grown", number, {}, folder=str(tmp_path / str(number)), tracking_folder=str(tmp_path))
+        )
         while isinstance(message := gang.next(), Report):
             pass
         assert isinstance(message, Ending)

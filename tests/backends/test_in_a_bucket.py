@@ -70,7 +70,7 @@ def reached(home: Storage, number: int) -> list[int]:
 
 def assert_whole(home: Storage, sweep_name: str, trials: int) -> None:
     """What the bucket holds is a finished sweep of so many trials, with nothing missing and nothing left over."""
-    records, _ = read_study(home, sweep_name, None)
+    records, _, _ = read_study(home, sweep_name, None)
     assert len(records) == trials
     assert all(record.outcome in (Outcome.COMPLETE, Outcome.PRUNED) for record in records.values())
     summary = home.read_json("summary.json")
@@ -100,7 +100,7 @@ def test_under_failures_of_every_kind_a_sweep_ends_with_the_right_counts_and_not
     sweep.close()
     home = direct(sweep, server)
     assert_whole(home, sweep.name, 6)
-    records, _ = read_study(home, sweep.name, None)
+    records, _, _ = read_study(home, sweep.name, None)
     assert {number: (record.outcome, record.curve) for number, record in records.items()} == in_memory
     assert set(store.counts) == set(store.kinds), "not every kind of failure happened"
     # No node keeps anything, and no file anywhere holds a credential.
@@ -126,6 +126,7 @@ def test_while_the_store_is_away_training_goes_on_and_afterwards_uploads_catch_u
 
     console = Listener(go_away)
     epochs = int(12 + 20 * OUTAGE)
+    settings = [text for text in settings if not text.startswith("scheduler.")]  # which scheduler=none has none of
     sweep = start("tipsy", [*settings, "trials=2", f"recipe.epochs={epochs}", "scheduler=none"], console)
     run_sweep(sweep)
     assert outcomes(sweep) == [Outcome.COMPLETE] * 2

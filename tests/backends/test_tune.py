@@ -85,13 +85,13 @@ def test_an_interrupted_sweep_is_finished_later_and_then_extended(
     run_sweep(resumed)
     assert len(resumed.study.records) == 3
     assert all(outcome.is_final for outcome in outcomes(resumed))
-    before = {number: record.value for number, record in resumed.study.records.items()}
+    before = {number: record.values for number, record in resumed.study.records.items()}
     resumed.close()
 
     extended = reopen(name, [f"storage.url={tmp_path}", "trials=+2"], Listener(), extend=True)
     run_sweep(extended)
     assert len(extended.study.records) == 5
-    assert {n: r.value for n, r in extended.study.records.items() if n < 3} == before
+    assert {n: r.values for n, r in extended.study.records.items() if n < 3} == before
     extended.close()
 
 
@@ -140,7 +140,7 @@ def test_a_full_disk_ends_the_sweep_with_its_own_error(
 ) -> None:
     sweep = start("tipsy", [*TINY, f"storage.url={tmp_path}", "trials=4", "tracking=none"], Listener())
 
-    def full(number: int, fidelity: int, value: float) -> None:
+    def full(number: int, fidelity: int, values: tuple[float, ...]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "study.journal")
 
     monkeypatch.setattr(sweep.study, "report", full)

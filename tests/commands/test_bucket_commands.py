@@ -198,7 +198,7 @@ def test_a_sweep_whose_drivers_machine_is_wiped_goes_on_elsewhere_without_losing
     shutil.rmtree(lab.home / "a")
     home = lab.storage(lab.url)
     sweep = home.sub(next(iter(home.list())))
-    before, _ = read_study(sweep, sweep.name, None)
+    before, _, _ = read_study(sweep, sweep.name, None)
     assert [record.outcome for record in before.values()] == [Outcome.COMPLETE, Outcome.COMPLETE, Outcome.RUNNING]
     finished = {n: sweep.read_bytes(f"trials/{n:05d}/metrics.jsonl") for n in (0, 1)}
     saved = Checkpoints(sweep.sub("trials/00002/checkpoints")).steps()[-1]
@@ -206,9 +206,9 @@ def test_a_sweep_whose_drivers_machine_is_wiped_goes_on_elsewhere_without_losing
     summary, said = lab.run("b", "sweep", "--resume", sweep.root)
     assert "trial 00002 goes on" in said
     assert summary["trials"] == {"complete": 4}
-    after, _ = read_study(sweep, sweep.name, None)
-    assert {n: (r.params, r.curve, r.value) for n, r in after.items() if n < 2} == {
-        n: (r.params, r.curve, r.value) for n, r in before.items() if n < 2
+    after, _, _ = read_study(sweep, sweep.name, None)
+    assert {n: (r.params, r.curve, r.values) for n, r in after.items() if n < 2} == {
+        n: (r.params, r.curve, r.values) for n, r in before.items() if n < 2
     }
     assert after[2].params == before[2].params
     assert before[2].curve.items() <= after[2].curve.items()

@@ -95,7 +95,7 @@ def test_a_sweep_whose_driver_was_killed_is_finished_without_running_anything_tw
     process.send_signal(signal.SIGKILL)
     process.communicate()
     folder = next(sweeps.iterdir())
-    records, _ = read_study(Storage(str(folder)), folder.name, None)
+    records, _, _ = read_study(Storage(str(folder)), folder.name, None)
     ended = [trial_id(record.number) for record in records.values() if record.outcome == Outcome.COMPLETE]
     finished = last_writes(folder, ended)
     assert finished

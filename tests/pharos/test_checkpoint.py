@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 
-from pharos.checkpoint import Checkpoints, Part
+from pharos.checkpoint import Checkpoints, Part, is_hold
 from pharos.errors import PharosError
 from pharos.saver import Saver
 from pharos.storage import Storage
@@ -550,3 +550,142 @@ def test_a_learner_s_tensor_may_be_empty_or_tied(checkpoints):
     assert same(
         checkpoints.newest().tensors("learners/a/weights/"), {"empty": torch.zeros(0, 2), "x": shared, "y": shared}
     )
+
+
+# A copy for another trial
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The checkpoints of the trial that is to start from those of the first."""
+    return Checkpoints(Storage(str(tmp_path / "other")))
+
+
+def held(checkpoints):
+    """The steps that somebody holds."""
+    return [step for step, files in checkpoints.files().items() if any(map(is_hold, files))]
+
+
+def test_a_copy_of_the_newest_is_the_whole_of_it_and_holds_nothing_afterwards(checkpoints, storage, other):
+    for step in (1, 2):
+        save(checkpoints, step, state_of(step), attempt="theirs", value=step + 0.5)
+    before = checkpoints.files()
+    assert checkpoints.copy_newest(other, "00007")
+    assert same(newest(other), (2, state_of(2)))
+    assert other.files() == {2: before[2]}
+    assert other.value(2) == 2.5
+    assert checkpoints.files() == before
+    other.remove_stale()
+    assert other.files() == {2: before[2]}
+    save(other, 3, state_of(3))  # it goes on from there, and the first is as it was
+    assert same(newest(other), (3, state_of(3)))
+    assert checkpoints.files() == before
+
+
+def test_without_a_checkpoint_there_is_no_copy(checkpoints, storage, other):
+    assert not checkpoints.copy_newest(other, "00007")
+    storage.write_bytes("00000001/state.json", b"{}")  # never committed
+    assert not checkpoints.copy_newest(other, "00007")
+    assert other.files() == {}
+    assert held(checkpoints) == []
+
+
+def test_a_damaged_checkpoint_is_not_copied_but_the_one_before(checkpoints, storage, other, caplog):
+    for step in (1, 2):
+        save(checkpoints, step, state_of(step))
+    storage.write_bytes("00000002/state.json", b"damaged")
+    assert checkpoints.copy_newest(other, "00007")
+    assert same(newest(other), (1, state_of(1)))
+    assert "00000002 is damaged" in caplog.text
+
+
+def test_what_several_workers_have_saved_is_copied_whole(checkpoints, other):
+    tensor = torch.arange(7.0)
+    assert save_pieces(checkpoints, 3, pieces_of(tensor, [2, 2]), state_of(3)) == [None] * 3
+    assert checkpoints.copy_newest(other, "00007")
+    copy = other.newest()
+    assert (copy.world_size, copy.step) == (3, 3)
+    assert same(copy.tensors("learners/net/"), {"weights/w": tensor})
+
+
+def test_while_it_is_copied_the_trial_may_go_on_and_thin_out_its_checkpoints(checkpoints, other, monkeypatch):
+    save(checkpoints, 1, state_of(1))
+    write, busy = Storage.write_bytes, []
+
+    def meanwhile(self, path, data):
+        if self.root.startswith(other.storage.root) and not busy:
+            busy.append(path)
+            for step in (2, 3, 4):
+                save(checkpoints, step, state_of(step))
+        write(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_bytes", meanwhile)
+        assert checkpoints.copy_newest(other, "00007")
+    assert busy
+    assert same(newest(other), (1, state_of(1)))
+    assert checkpoints.steps() == [1, 3, 4]
+    save(checkpoints, 5, state_of(5))
+    assert checkpoints.steps() == [4, 5]  # nobody holds it any more
+
+
+def test_one_that_was_going_when_it_was_held_gives_the_next(checkpoints, other, monkeypatch):
+    save(checkpoints, 1, state_of(1))
+    hold, goes = Checkpoints.hold, []
+
+    def too_late(self, step, who):
+        if not goes:
+            goes.append(step)
+            save(checkpoints, 2, state_of(2))
+            self.remove(step, self.files()[step])
+        hold(self, step, who)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "hold", too_late)
+        assert checkpoints.copy_newest(other, "00007")
+    assert goes == [1]
+    assert same(newest(other), (2, state_of(2)))
+    assert held(checkpoints) == []
+
+
+def test_a_kill_at_any_write_of_a_copy_leaves_the_whole_or_nothing_and_the_next_one_makes_it(
+    checkpoints, other, monkeypatch
+):
+    save(checkpoints, 1, state_of(1))
+    whole, write, remove = checkpoints.files(), Storage.write_bytes, Storage.remove
+    calls, left = [], set()
+    for kill_at in range(100):
+        calls.clear()
+
+        def dying(act, *arguments, kill_at=kill_at):
+            calls.append(act)
+            if len(calls) == kill_at + 1:
+                raise Killed
+            act(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write_bytes", lambda self, path, data: dying(write, self, path, data))
+            patch.setattr(Storage, "remove", lambda self, path: dying(remove, self, path))
+            try:
+                checkpoints.copy_newest(other, "00007")
+            except Killed:
+                pass
+            else:
+                break
+        found = other.newest()
+        assert found is None or same(found.state, state_of(1))
+        left.add((found is not None, bool(held(checkpoints))))
+        # As the next attempt does.
+        other.remove_stale()
+        assert other.files() == ({} if found is None else whole)
+        checkpoints.release_all("00007")
+        if found is None:
+            assert checkpoints.copy_newest(other, "00007")
+        assert same(newest(other), (1, state_of(1)))
+        assert (other.files(), checkpoints.files()) == (whole, whole)
+        other.remove(1, other.files()[1])
+    assert len(calls) == kill_at == len(FILES) + 2
+    assert left == {(False, False), (False, True), (True, True)}
+    checkpoints.hold(1, "00008")
+    checkpoints.release_all("00007")
+    assert held(checkpoints) == [1]  # another's stays

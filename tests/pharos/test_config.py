@@ -29,7 +29,7 @@ def reread(plan):
 
 
 def parts(plan):
-    return (plan.settings, plan.config, plan.space.dimensions, plan.space_text, plan.first_trials)
+    return (plan.settings, plan.config, plan.space, plan.space.to_dict(), plan.first_trials, plan.generation)
 
 
 def refused(*overrides):
@@ -45,7 +45,11 @@ def test_nothing_typed_is_the_embedded_default():
     assert (made.settings.trials, made.settings.seed, made.settings.backend) == (16, 0, "tune")
     assert (made.settings.scheduler.name, made.settings.sampler.name) == ("asha", "tpe")
     assert (made.settings.tracking.name, made.settings.storage.url) == ("wandb", "sweeps")
-    assert (made.settings.objective.metric, made.settings.objective.mode) == ("error", "min")
+    assert made.settings.objective == [{"metric": "error", "mode": "min", "reference": None}]
+    assert (made.settings.objectives.first.metric, made.settings.objectives.first.mode) == ("error", "min")
+    assert (made.settings.constraints, made.settings.bounds, made.settings.warm_start) == ({}, [], [])
+    assert (made.settings.hours, made.settings.gpu_hours, made.settings.stop_at, made.settings.plateau) == (None,) * 4
+    assert made.generation == 0
     assert made.config == {
         "lr": 0.1,
         "kind": "plain",
@@ -90,7 +94,7 @@ def test_settings_and_groups_are_overridden():
 def test_a_pinned_value_leaves_the_search_and_enters_the_configuration():
     made = plan("recipe.lr=0.02", "recipe.width=8")
     assert set(made.space.names) == {"recipe.kind", "recipe.noise"}
-    assert "recipe.lr" not in made.space_text
+    assert "recipe.lr" not in made.space.to_dict()
     assert (made.config["lr"], made.config["width"]) == (0.02, 8)
 
 
@@ -427,7 +431,7 @@ def test_a_trial_s_specification_has_what_each_of_its_workers_gets():
         "engine=deepspeed",
         "engine.zero=2",
     )
-    spec = made.trial_spec("sweep", 0, {}, "folder", "tracking")
+    spec = made.trial_spec("sweep", 0, {}, folder="folder", tracking_folder="tracking")
     assert (spec.threads, spec.gpus) == (3, 1.0)
     assert EngineConfig(**spec.engine) == made.settings.engine
     assert json.loads(json.dumps(dataclasses.asdict(spec))) == dataclasses.asdict(spec)
@@ -449,8 +453,142 @@ def test_a_first_trial_outside_the_space_is_refused_with_the_way_out():
     plan("recipe.lr=interval(0.05, 0.4)")
 
 
-def test_other_first_trials_cannot_be_typed():
-    assert "only first_trials=[]" in refused("first_trials=[{recipe.lr: 0.3}]")
+def test_first_trials_that_are_typed_replace_those_of_the_file():
+    plain = {"recipe.lr": 0.1, "recipe.kind": "plain"}
+    made = plan("first_trials=[{recipe.lr: 0.3}, {}, {recipe.kind: noisy, recipe.noise: 0.5}]")
+    assert made.first_trials == [
+        {**plain, "recipe.lr": 0.3},
+        plain,
+        {"recipe.lr": 0.1, "recipe.kind": "noisy", "recipe.noise": 0.5},
+    ]
+    assert plan("first_trials=[{}, {recipe.lr: 0.1}]").first_trials == [plain]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("[{recipe.l: 0.3}]", "recipe.l is no dimension of the search; did you mean recipe.lr?"),
+        ("[{recipe.lr: 3}]", "first trial outside the space: recipe.lr=3 is not in [0.001, 0.5]"),
+        ("[0.3]", "write first_trials=[{recipe.NAME: VALUE}"),
+        ("none", "write first_trials=[{recipe.NAME: VALUE}"),
+    ],
+)
+def test_first_trials_that_are_typed_wrongly_are_one_line(typed, words):
+    assert words in refused(f"first_trials={typed}")
+
+
+def test_the_papers_values_are_those_of_the_configuration():
+    made = plan()
+    assert made.is_paper_trial({"recipe.lr": 0.1, "recipe.kind": "plain"})
+    assert not made.is_paper_trial({"recipe.lr": 0.2, "recipe.kind": "plain"})
+    assert not made.is_paper_trial({"recipe.lr": 0.1, "recipe.kind": "noisy", "recipe.noise": 0.0})
+    assert plan("recipe.lr=0.2", "first_trials=[]").is_paper_trial({"recipe.kind": "plain"})
+
+
+TWO = "objective=[{metric: error, mode: min}, {metric: size, mode: max, reference: 2.5}]"
+
+
+def test_several_objectives_are_typed_as_a_list_or_come_from_the_file(toy):
+    objectives = [
+        {"metric": "error", "mode": "min", "reference": None},
+        {"metric": "size", "mode": "max", "reference": 2.5},
+    ]
+    assert plan(TWO).settings.objective == objectives
+    assert parts(reopen_plan(reread(plan(TWO)), [])) == parts(plan(TWO))
+    text = toy.space_file.read_text()
+    toy.space_file.write_text(text.replace("objective: {", "objective: [{metric: loss}, {").replace("min}", "max}]"))
+    made = plan().settings
+    assert [(each["metric"], each["mode"]) for each in made.objective] == [("loss", "min"), ("error", "max")]
+    assert plan(TWO).settings.objective == objectives
+    one = plan("objective={metric: size, mode: max}").settings.objectives
+    assert (len(one), one.first.metric, one.first.mode) == (1, "size", "max")
+    assert "several objectives: write all of them" in refused("objective.mode=max")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective=[]"], "objective: none is given"),
+        (["objective={}"], "objective: none is given"),
+        (["objective=null"], "objective: none is given"),
+        (["objective=[{metric: error}, {metric: error, mode: max}]"], "error is named twice"),
+        (["objective=[{metric: error, mode: lowest}]"], "objective.mode=lowest"),
+        (["objective=[{metric: error, sense: min}]"], "write {metric: NAME, mode: min|max}"),
+        (["objective=[error, size]"], "objective=error: write {metric: NAME"),
+        (["objective={metric: error, reference: worst}"], "`reference` a number"),
+        ([TWO, "stop_at=0.5"], "stop_at is for one objective"),
+        ([TWO, "sampler=cmaes"], "sampler=cmaes takes one objective"),
+        ([TWO, "scheduler=median"], "scheduler=median compares one objective"),
+        (["warm_start=toy-2026-01-01-abcd"], "write warm_start=auto, or names as [SWEEP, SWEEP]"),
+        (["constraints={peak_memory_gb: 20}"], 'a bound is written like "<= 20"'),
+        (["constraints={peak_memory_gb: '< 20'}"], 'a bound is written like "<= 20"'),
+        (["constraints={peak_memory_gb: '<= much'}"], 'a bound is written like "<= 20"'),
+        (["constraints=[peak_memory_gb]"], "write {METRIC:"),
+        (["scheduler=none", "scheduler.grace=0.5"], "scheduler.grace means nothing to scheduler=none"),
+        (["hours=0"], "hours=0: must be above 0"),
+        (["gpu_hours=-1"], "gpu_hours=-1: must be above 0"),
+        (["plateau=0"], "plateau=0: must be at least 1"),
+        (["breaker=-1"], "breaker=-1: must be at least 0"),
+    ],
+)
+def test_what_a_search_cannot_do_is_refused_in_one_line(overrides, words):
+    assert words in refused(*overrides)
+
+
+def test_constraints_and_limits_read_back_and_every_trial_hears_what_is_watched(toy):
+    made = plan(TWO, "constraints={peak_memory_gb: '<= 20', accuracy: '>=0.9'}", "hours=1.5", "plateau=30")
+    assert made.settings.constraints == {"peak_memory_gb": "<= 20.0", "accuracy": ">= 0.9"}
+    assert [str(bound) for bound in made.settings.bounds] == ["peak_memory_gb <= 20", "accuracy >= 0.9"]
+    assert parts(reopen_plan(reread(made), [])) == parts(made)
+    spec = made.trial_spec("sweep", 0, {}, folder="folder", tracking_folder="tracking")
+    assert (spec.objective, spec.mode, list(spec.watched)) == ("error", "min", ["size", "peak_memory_gb", "accuracy"])
+    toy.space_file.write_text(toy.space_file.read_text() + "constraints: {accuracy: '>= 0.5'}\n")
+    assert plan().settings.constraints == {"accuracy": ">= 0.5"}
+    assert plan("constraints={size: '<= 3'}").settings.constraints == {"size": "<= 3.0"}
+    assert plan("constraints={accuracy: '>= 0.75'}").settings.constraints == {"accuracy": ">= 0.75"}
+    assert plan("constraints=null").settings.constraints == {}
+
+
+def test_an_extension_changes_the_space_and_counts_how_often():
+    made = plan()
+    document = reread(made)
+    wider = reopen_plan(document, ["recipe.lr=interval(0.01, 1)", "trials=+4"], extend=True)
+    assert (wider.generation, wider.settings.trials) == (1, 20)
+    assert wider.space.to_dict() == {**made.space.to_dict(), "recipe.lr": "interval(0.01, 1)"}
+    assert wider.config == made.config
+    assert parts(reopen_plan(reread(wider), [])) == parts(wider)
+    again = reopen_plan(reread(wider), ["recipe.kind=noisy", "recipe.width=choice(4, 8)"], extend=True)
+    assert again.generation == 2
+    assert again.space.distributions["recipe.kind"].choices == ("noisy",)
+    assert again.space.distributions["recipe.width"].choices == (4, 8)
+    assert again.config == made.config
+    same = reopen_plan(document, ["recipe.kind=choice(plain, noisy)"], extend=True)
+    assert (same.generation, same.space) == (0, made.space)
+    with pytest.raises(InputError, match="what exists keeps its configuration"):
+        reopen_plan(document, ["recipe.lr=interval(0.01, 1)"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("recipe.width=8", "is not searched, and what is not searched stays as it is"),
+        ("recipe.widht=choice(4, 8)", "recipe.widht is not a value of toy; did you mean recipe.width?"),
+        ("recipe.kind=choice(plain, loud)", "recipe.kind=loud must be plain or noisy"),
+        ("recipe.epochs=interval(1, 2.5)", "epochs: Value '1.0'"),
+    ],
+)
+def test_an_extension_that_does_not_fit_is_one_line(override, words):
+    with pytest.raises(InputError) as error:
+        reopen_plan(reread(plan()), [override], extend=True)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_grid_has_as_many_trials_as_points():
+    made = plan("sampler=grid", "sampler.points=2", "trials=100")
+    # lr at its ends: plain, or noisy with noise at its ends; and two first trials that are no points of it.
+    assert made.settings.trials == 2 * (1 + 2) + 2
+    assert plan("sampler=grid", "sampler.points=2", "trials=3").settings.trials == 3
 
 
 def test_a_value_that_the_recipe_forbids_is_refused_before_anything_starts(toy):
@@ -465,8 +603,14 @@ def test_a_value_that_the_recipe_forbids_is_refused_before_anything_starts(toy):
         ("objective: {metric: error", "default.yaml: not YAML"),
         ("- a", "default.yaml: needs objective: and space:"),
         ("objective: {metric: error}", "default.yaml: needs objective: and space:"),
-        ("objective: error\nspace: {recipe.lr: 'interval(0, 1)'}", "default.yaml: objective: and space: are mappings"),
-        ("objective: {metric: error}\nspace:", "default.yaml: objective: and space: are mappings"),
+        (
+            "objective: error\nspace: {recipe.lr: 'interval(0, 1)'}",
+            "default.yaml: objective: is a mapping or a list of such, space: and constraints: are mappings",
+        ),
+        (
+            "objective: {metric: error}\nspace:",
+            "default.yaml: objective: is a mapping or a list of such, space: and constraints: are mappings",
+        ),
         (
             "objective: {metric: error}\nspace: {recipe.lr: 'interval(0, 1)'}\nfirst_trials: [fast]",
             "first_trials: is a list of mappings",
@@ -474,7 +618,10 @@ def test_a_value_that_the_recipe_forbids_is_refused_before_anything_starts(toy):
         ("objective: {metric: error}\nspace: {recipe.lr: range(1,3)}\nwhat: 1", "default.yaml: needs"),
         ("objective: {metric: error}\nspace: {recipe.lr: 3}", "recipe.lr: 3 is one value, not a range"),
         ("objective: {metric: error}\nspace: {recipe.rl: 'range(1, 3)'}", "recipe.rl is not a value of toy"),
-        ("objective: {metrics: error}\nspace: {recipe.lr: 'range(1, 3)'}", "objective.metrics: no such setting"),
+        (
+            "objective: {metrics: error}\nspace: {recipe.lr: 'range(1, 3)'}",
+            "'metrics': 'error'}: write {metric: NAME, mode: min|max}",
+        ),
         (
             "objective: {metric: error}\nspace: {recipe.lr: {sweep: 'interval(0, 1)', when: {recipe.knd: a}}}",
             "recipe.knd is not a value of toy; did you mean recipe.kind?",
@@ -499,8 +646,9 @@ def test_a_named_space_is_another_file(toy):
     toy.space_file.with_name("sizes.yaml").write_text(text)
     made = plan("space=sizes")
     assert made.space.names == ["recipe.width"]
-    assert (made.settings.objective.metric, made.settings.objective.mode) == ("loss/net", "max")
-    assert plan("space=sizes", "objective.metric=error").settings.objective.metric == "error"
+    objectives = made.settings.objectives
+    assert (objectives.metrics, objectives.first.mode) == (["loss/net"], "max")
+    assert plan("space=sizes", "objective.metric=error").settings.objectives.metrics == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -538,7 +686,7 @@ def test_how_a_reopened_sweep_is_stored_may_change_and_what_is_typed_beside_it_s
     assert changed.settings.storage == expected
     assert (changed.settings.study.storage, made.settings.study.storage) == ("sqlite:///s.db", None)
     assert parts(changed)[1:] == parts(made)[1:]
-    spec = changed.trial_spec("s", 0, {}, "folder", "folder")
+    spec = changed.trial_spec("s", 0, {}, folder="folder", tracking_folder="folder")
     assert spec.storage == dataclasses.asdict(expected)
     assert spec.mode == "min"
 

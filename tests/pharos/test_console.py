@@ -9,34 +9,57 @@ from rich.console import Console as Terminal
 
 from pharos.config import Settings
 from pharos.console import Console, LiveConsole, clock, closing, make_console, progress
-from pharos.study import TrialRecord
+from pharos.study import TrialRecord, Usage, best_record, count_outcomes
 from pharos.trial import Outcome, Report
 
 
 def record(number, outcome=Outcome.COMPLETE, **values):
     defaults = {
         "params": {"recipe.optim.lr": 0.00123456, "recipe.kind": "plain"},
-        "curve": {1: 0.9, 2: 0.5},
-        "value": 0.5 if outcome == Outcome.COMPLETE else None,
+        "curve": {1: (0.9,), 2: (0.5,)},
+        "values": (0.5,) if outcome == Outcome.COMPLETE else None,
         "fidelity": 2,
         "seconds": 10.0,
     }
     return TrialRecord(number, outcome=outcome, **{**defaults, **values})
 
 
-def make_sweep(*records, trials=16, slots=2):
-    settings = Settings(family="toy", trials=trials)
-    settings.objective.metric = "error"
-    return SimpleNamespace(
-        name="toy-2026-01-01-abcd",
-        settings=settings,
-        objective="error",
-        max_fidelity=lambda record: 4,
-        interrupted=False,
-        slots=slots,
-        plan=SimpleNamespace(space=[1, 2, 3]),
-        study=SimpleNamespace(records={r.number: r for r in records}),
-    )
+class Sweep:
+    """As a console sees it: records, and what follows from them."""
+
+    def __init__(self, records, slots, settings):
+        self.name = "toy-2026-01-01-abcd"
+        self.settings = settings
+        self.objectives = settings.objectives
+        self.interrupted = False
+        self.slots = slots
+        self.usage = Usage()
+        self.plan = SimpleNamespace(space=[1, 2, 3])
+        self.study = self
+        self.records = {r.number: r for r in records}
+
+    def max_fidelity(self, record):
+        return 4
+
+    def having(self, outcome):
+        return [number for number, record in self.records.items() if record.outcome == outcome]
+
+    @property
+    def counts(self):
+        return count_outcomes(self.records)
+
+    @property
+    def search(self):
+        return SimpleNamespace(
+            best=best_record(self.records, self.objectives),
+            left=self.settings.trials - len(self.records),
+            seconds=sum(record.seconds for record in self.records.values() if record.outcome.is_final),
+        )
+
+
+def make_sweep(*records, trials=16, slots=2, objective=None, **settings):
+    objective = objective or {"metric": "error", "mode": "min"}
+    return Sweep(records, slots, Settings(family="toy", trials=trials, objective=objective, **settings))
 
 
 @pytest.fixture
@@ -72,7 +95,7 @@ def test_a_trial_has_a_line_at_its_start_and_one_at_its_end(lines):
     console.started(first)
     console.reported(first, Report(1, {"error": 0.9}, 1.0))
     assert lines() == ["trial 00000 starts: optim.lr=0.001235 kind=plain"]
-    first.outcome, first.fidelity, first.value = Outcome.COMPLETE, 4, 0.25
+    first.outcome, first.fidelity, first.values = Outcome.COMPLETE, 4, (0.25,)
     console.ended(first)
     assert re.fullmatch(
         r"trial 00000 complete at 4/4: error=0\.25, best 0\.25 \(00000\); 1/16 trials, 0s, about 1m15s left", lines()[0]
@@ -99,7 +122,7 @@ def test_a_failure_shows_the_last_line_of_its_reason_and_no_best(lines):
 
 def test_a_pruned_trial_shows_its_value_and_not_itself_as_the_best(lines):
     console = Console()
-    pruned, best = record(1, Outcome.PRUNED, curve={1: 0.125}, fidelity=1), record(0)
+    pruned, best = record(1, Outcome.PRUNED, curve={1: (0.125,)}, fidelity=1), record(0)
     console.start(make_sweep(best, pruned), 1)
     lines()
     console.ended(pruned)
@@ -126,7 +149,7 @@ def test_the_table_fits_sixty_columns_with_five_hundred_trials(live):
     outcomes = [outcome for outcome in Outcome if outcome != Outcome.RUNNING]
     long = {f"recipe.very.long.name{i}": 0.123456789 for i in range(12)}
     records = [record(n, outcomes[n % len(outcomes)], params=long) for n in range(490)]
-    records += [record(n, Outcome.RUNNING, value=None) for n in range(490, 500)]
+    records += [record(n, Outcome.RUNNING) for n in range(490, 500)]
     rows = draw(live(make_sweep(*records, trials=600)))
     assert max(map(len, rows)) <= 60
     assert len(rows) <= 20
@@ -139,7 +162,7 @@ def test_the_table_fits_sixty_columns_with_five_hundred_trials(live):
 
 
 def test_the_table_marks_the_best_and_counts_the_outcomes(live):
-    rows = draw(live(make_sweep(record(0), record(1, value=0.25), record(2, Outcome.DIVERGED))), 100)
+    rows = draw(live(make_sweep(record(0), record(1, values=(0.25,)), record(2, Outcome.DIVERGED))), 100)
     assert [row.split()[0] for row in rows[1:4]] == ["00000", "00001*", "00002"]
     assert "2 complete, 1 diverged  best 0.25 (00001)" in rows[4]
     assert all(" 2/4 " in row for row in rows[1:4])
@@ -177,6 +200,37 @@ def test_the_time_left_follows_from_the_trials_so_far(monkeypatch):
     assert progress(make_sweep(running), 40.0) == "0/16 trials, 1m00s"
 
 
+def test_a_budget_that_ends_before_the_last_trial_is_what_is_left(monkeypatch):
+    monkeypatch.setattr("pharos.console.time.monotonic", lambda: 100.0)
+    sweep = make_sweep(record(0, seconds=3600.0), trials=5, slots=2, hours=1.5)
+    sweep.usage = Usage(3600.0, 7200.0)
+    assert progress(sweep, 40.0) == "1/5 trials, 1m00s, 30m00s left of hours=1.5"
+    sweep = make_sweep(record(0, seconds=3600.0), trials=5, slots=2, gpu_hours=3)
+    sweep.usage = Usage(3600.0, 7200.0)
+    assert progress(sweep, 40.0) == "1/5 trials, 1m00s, 30m00s left of gpu_hours=3"
+    sweep = make_sweep(record(0, seconds=36.0), trials=5, slots=2, hours=1.5)
+    assert progress(sweep, 40.0) == "1/5 trials, 1m00s, about 1m12s left"
+
+
+TWO = [{"metric": "error", "mode": "min"}, {"metric": "size", "mode": "max"}]
+
+
+def test_several_objectives_and_constraints_are_announced_shown_and_each_has_a_column(lines, live):
+    best = record(0, values=(0.25, 7.0), curve={2: (0.25, 7.0)})
+    sweep = make_sweep(
+        best, record(1, Outcome.PAUSED, curve={1: (0.5, 3.0)}), objective=TWO, constraints={"memory": "<= 20"}
+    )
+    console = Console()
+    console.start(sweep, 1)
+    assert lines()[0].endswith("3 dimensions, min error, max size, memory <= 20, scale=small")
+    console.ended(best)
+    assert "trial 00000 complete at 2/4: error=0.25 size=7, best 0.25 7 (00000); 1/16 trials" in lines()[0]
+    rows = draw(live(sweep), 100)
+    assert rows[0].split() == ["trial", "state", "epoch", "error", "size", "values"]
+    assert rows[2].split()[:2] == ["00001", "paused"]
+    assert rows[2].split()[-4:-2] == ["0.5", "3"]
+
+
 def summary(**changes):
     best = {
         "trial": "00003",
@@ -189,9 +243,13 @@ def summary(**changes):
     values = {
         "sweep": "toy-x",
         "objective": {"metric": "error", "mode": "min"},
+        "constraints": {},
         "trials": {"complete": 4, "pruned": 1},
+        "stopped": None,
         "best": best,
         "paper_values": paper,
+        "pareto": None,
+        "finalists": None,
         "seconds": 75.0,
     }
     return {**values, **changes}
@@ -223,9 +281,51 @@ def test_the_closing_words_without_a_complete_trial():
     assert "paper" not in text
 
 
+def test_the_closing_words_without_a_complete_trial_that_keeps_the_constraints():
+    text = closing(summary(best=None, constraints={"memory": "<= 20"}), "/s", 5)
+    assert "no trial was completed within the constraints" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "ends"),
+    [
+        (
+            "error=0.04 reached stop_at=0.05",
+            "next:  python platform/sweep.py --extend toy-x, with more of what stopped it",
+        ),
+        (
+            "different configurations failed at the same place",
+            "next:  python platform/sweep.py --resume toy-x",
+        ),
+    ],
+)
+def test_the_closing_words_say_why_the_sweep_was_stopped_and_how_it_goes_on(reason, ends):
+    lines = closing(summary(trials={"complete": 2, "interrupted": 1}, stopped=reason), "/s", 5).splitlines()
+    assert lines[1] == f"stopped: {reason}"
+    assert lines[-1] == ends
+
+
+def test_the_closing_words_show_the_pareto_front():
+    front = [
+        {"trial": "00003", "values": {"error": 0.125, "size": 9}, "params": {"recipe.lr": 0.01}},
+        {"trial": "00001", "values": {"error": 0.25, "size": 4}, "params": {"recipe.lr": 0.1}},
+    ]
+    pareto = {"front": front, "hypervolume": 1.25, "reference": {"error": 1.0, "size": 10.0}}
+    best = {**summary()["best"], "values": front[0]["values"]}
+    lines = closing(summary(pareto=pareto, best=best, paper_values=None), "/s", 5).splitlines()
+    assert lines[2:4] == ["error         0.125", "size          9"]
+    assert lines[7:11] == [
+        "Pareto front: 2 trials, hypervolume 1.25 to error=1 size=10",
+        "trial  error  size  values",
+        "00003  0.125  9     lr=0.01",
+        "00001  0.25   4     lr=0.1",
+    ]
+
+
 def test_the_closing_words_without_the_papers_values_have_one_column():
     lines = closing(summary(paper_values=None), "/s", 5).splitlines()
     assert lines[1].split() == ["best", "(00003)"]
+    assert lines[2].split() == ["error", "0.1235"]
 
 
 def test_the_closing_words_say_that_the_papers_values_were_stopped_early():

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pharos import execute as execute_module
+from pharos import memory
 from pharos import run as run_module
+from pharos.checkpoint import Checkpoints
 from pharos.errors import PharosError
 from pharos.execute import execute
 from pharos.storage import Storage
@@ -36,8 +38,6 @@ def without_time(folder):
 
 
 def newest_weights(folder):
-    from pharos.checkpoint import Checkpoints
-
     return Checkpoints(Storage(str(folder / "checkpoints"))).newest().tensors("learners/net/weights/")
 
 
@@ -136,6 +136,119 @@ def test_an_objective_that_is_never_reported_fails_with_what_was(toy, tmp_path):
     ending, _ = run_trial(toy, tmp_path, objective="val/accuracy")
     assert ending.outcome == Outcome.FAILED
     assert ending.reason == "toy never reported its objective val/accuracy; it reported error, loss/net"
+
+
+def test_a_watched_metric_that_is_never_reported_fails_with_what_was(toy, tmp_path):
+    ending, _ = run_trial(toy, tmp_path, watched=["error", "size"])
+    assert ending.outcome == Outcome.FAILED
+    assert ending.reason == "toy never reported what the search watches, size; it reported error, loss/net"
+
+
+def test_a_watched_metric_that_is_not_finite_is_a_divergence(toy, tmp_path):
+    toy.in_epoch = lambda run, epoch, config: {"size": math.nan if epoch.index == 2 else 1.0}
+    ending, reports = run_trial(toy, tmp_path, watched=["size"])
+    assert (ending.outcome, ending.fidelity, ending.reason) == (Outcome.DIVERGED, 2, "size became nan in epoch 3")
+    assert [report.metrics["size"] for report in reports] == [1.0, 1.0]
+
+
+def test_a_watched_metric_keeps_its_last_value_and_others_do_not(toy, tmp_path):
+    toy.in_epoch = lambda run, epoch, config: {"size": 3.0, "extra": 1.0} if epoch.index == 0 else {}
+    ending, reports = run_trial(toy, tmp_path, watched=["size"])
+    assert ending.outcome == Outcome.COMPLETE
+    assert (ending.metrics["size"], "extra" in ending.metrics) == (3.0, False)
+    assert ["size" in report.metrics for report in reports] == [True, False, False, False]
+
+
+def test_the_memory_that_is_watched_is_the_most_that_was_needed_over_all_attempts(toy, tmp_path):
+    def in_epoch(run, epoch, config):
+        if epoch.index == 1:
+            torch.ones(2**26).sum()  # a quarter of a unit, gone before the report
+            run.interrupt()
+
+    toy.in_epoch = in_epoch
+    first, before = run_trial(toy, tmp_path, watched=["peak_memory_gb"])
+    toy.in_epoch = lambda run, epoch, config: None
+    second, after = run_trial(toy, tmp_path, watched=["peak_memory_gb"])
+    assert (first.outcome, second.outcome) == (Outcome.INTERRUPTED, Outcome.COMPLETE)
+    peaks = [report.metrics["peak_memory_gb"] for report in before + after]
+    assert peaks == sorted(peaks)
+    assert peaks[1] - peaks[0] > 0.2
+    assert second.metrics["peak_memory_gb"] == peaks[-1] == rows(tmp_path)[-1]["peak_memory_gb"]
+    assert "peak_memory_gb" not in run_trial(toy, tmp_path / "unwatched")[0].metrics
+
+
+def test_memory_that_is_watched_and_cannot_be_measured_fails_before_anything_is_trained(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_OWN", tmp_path / "nowhere")
+    ending, reports = run_trial(toy, tmp_path, watched=["peak_memory_gb"])
+    assert (ending.outcome, ending.reason, reports, toy.started) == (
+        Outcome.FAILED,
+        "peak_memory_gb cannot be measured here: it takes a GPU, or Linux",
+        [],
+        [],
+    )
+
+
+@pytest.fixture
+def donor(toy, tmp_path):
+    """The folder of a trial that was stopped after two epochs of four."""
+    toy.in_epoch = lambda run, epoch, config: run.interrupt() if epoch.index == 1 else None
+    assert run_trial(toy, tmp_path / "donor", checkpoint_seconds=1e9)[0].fidelity == 2
+    toy.in_epoch = lambda run, epoch, config: None
+    return tmp_path / "donor"
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_trial_that_starts_from_anothers_checkpoint_goes_on_where_that_was(toy, tmp_path, donor):
+    before = files_below(donor)
+    clone = {"origin": str(donor), "number": 7}
+    ending, reports = run_trial(toy, tmp_path / "same", **clone)
+    assert (ending.outcome, [report.fidelity for report in reports]) == (Outcome.COMPLETE, [3, 4])
+    assert files_below(donor) == before
+    run_trial(toy, tmp_path / "other", config={"lr": 0.3}, **clone)
+    assert without_time(tmp_path / "other") != without_time(tmp_path / "same")
+    run_trial(toy, tmp_path / "whole")
+    assert without_time(tmp_path / "same") == without_time(tmp_path / "whole")[2:]
+    expected = newest_weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in newest_weights(tmp_path / "same").items())
+
+
+def test_a_trial_with_a_checkpoint_of_its_own_no_longer_asks_its_donor(toy, tmp_path, donor):
+    clone = {"origin": str(donor), "number": 7, "config": {"lr": 0.3}}
+    whole, _ = run_trial(toy, tmp_path / "whole", **clone)
+    toy.in_epoch = lambda run, epoch, config: run.interrupt() if epoch.index == 2 else None
+    assert run_trial(toy, tmp_path / "parts", **clone)[0].fidelity == 3
+    toy.in_epoch = lambda run, epoch, config: None
+    # The donor went on meanwhile.
+    run_trial(toy, donor)
+    (ending, reports) = run_trial(toy, tmp_path / "parts", **clone)
+    assert (ending.metrics, [report.fidelity for report in reports]) == (whole.metrics, [4])
+
+
+def test_a_donors_checkpoint_that_a_dead_attempt_held_is_let_go(toy, tmp_path, donor, monkeypatch):
+    before = files_below(donor)
+    release = Checkpoints.release
+
+    def dying(self, step, who):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "release", dying)
+        with pytest.raises(Killed):
+            run_trial(toy, tmp_path / "clone", origin=str(donor), number=7)
+    assert release is Checkpoints.release
+    assert files_below(donor) != before
+    ending, reports = run_trial(toy, tmp_path / "clone", origin=str(donor), number=7)
+    assert (ending.outcome, [report.fidelity for report in reports]) == (Outcome.COMPLETE, [3, 4])
+    assert files_below(donor) == before
+
+
+def test_a_trial_whose_donor_has_no_checkpoint_starts_from_nothing_and_says_so(toy, tmp_path, caplog):
+    ending, reports = run_trial(toy, tmp_path / "clone", origin=str(tmp_path / "donor"))
+    assert (ending.outcome, [report.fidelity for report in reports]) == (Outcome.COMPLETE, [1, 2, 3, 4])
+    assert f"there is no checkpoint in {tmp_path}/donor/checkpoints yet; starting from nothing" in caplog.text
 
 
 def test_an_unknown_family_fails_with_a_suggestion(toy, tmp_path):

@@ -18,6 +18,7 @@ MODULES = sorted(
     for path in PHAROS.rglob("*.py")
 )
 ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "single", "tune")}
+ON_SCIPY = {f"pharos.search.{name}" for name in ("gaussian_process", "multifidelity")}
 
 
 def python(code, *arguments):
@@ -143,6 +144,8 @@ def test_each_heavy_package_is_imported_by_the_modules_that_are_about_it_alone()
     assert importers_of("ray") == ON_RAY
     assert importers_of("wandb") == {"pharos.tracking"}
     assert importers_of("deepspeed") == {"pharos.engines.deepspeed_engine"}
+    assert importers_of("moocore") == {"pharos.search.fronts"}
+    assert importers_of("scipy") == {*ON_SCIPY, "pharos.standings"}
 
 
 def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
@@ -150,11 +153,16 @@ def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
     backends = {module for module in found if module.startswith("pharos.backends")}
     core = {"background", "cache", "checkpoint", "engines", "execute", "learner", "mirror", "recipe", "retention"}
     core |= {"retry", "run", "saver", "spool", "storage", "study", "survey", "tracking", "trial", "world"}
+    core |= {"config", "evidence", "folders", "memory", "schedulers", "search", "space", "sweep"}
     assert {f"pharos.{name}" for name in core} <= set(found)
     for module, imported in found.items():
         if module.split(".")[1:2] and module.split(".")[1] in core:
             assert not imported & backends, module
     below = {"pharos.checkpoint", "pharos.cache", "pharos.errors", "pharos.storage", "pharos.world", "pharos.engines"}
+    # What to try is decided from numbers alone, without knowing what a trial trains or where its files are.
+    for module in (name for name in found if name.split(".")[1:2] in (["schedulers"], ["search"])):
+        files = {"checkpoint", "config", "execute", "folders", "run", "spool", "summary", "survey", "sweep"}
+        assert not found[module] & {f"pharos.{name}" for name in files}, module
     for module in ("pharos.world", *(name for name in found if name.startswith("pharos.engines"))):
         known = {name for name in found[module] if name in found}
         assert known - {"pharos"} <= below | {name for name in found if name.startswith("pharos.engines")}, module
@@ -174,7 +182,7 @@ def test_the_core_needs_neither_ray_nor_wandb_nor_deepspeed():
     optional = ("ray", "wandb", "deepspeed", "transformers", "h5py", "scipy", "s3fs", "botocore", "psycopg2")
     blocker = _BLOCKER.format(blocked=optional)
     code = blocker + "for name in sys.argv[1:]: importlib.import_module(name)"
-    result = python(code, *(module for module in MODULES if module not in ON_RAY))
+    result = python(code, *(module for module in MODULES if module not in ON_RAY | ON_SCIPY))
     assert result.returncode == 0, result.stderr
 
 
@@ -209,6 +217,13 @@ def test_search_spaces_are_read_without_torch_and_ray():
     assert result.returncode == 0, result.stderr
 
 
+def test_a_search_is_run_without_torch_and_ray():
+    modules = "pharos.search.search, pharos.search.samplers, pharos.schedulers.choice"
+    code = f"import {modules}, sys; found = {{'torch', 'ray', 'wandb', 'scipy'}} & set(sys.modules)"
+    result = python(f"{code}; assert not found, found")
+    assert result.returncode == 0, result.stderr
+
+
 def test_trial_values_cross_process_borders_without_torch():
     code = "import pharos.trial, pharos.errors, sys; assert not {'torch', 'ray', 'optuna'} & set(sys.modules)"
     assert python(code).returncode == 0
@@ -229,5 +244,7 @@ def test_a_worker_starts_without_torch_and_without_the_search():
     result = python(f"import pharos.backends.worker, sys; found = {heavy} & set(sys.modules); assert not found, found")
     assert result.returncode == 0, result.stderr
     _, imported = imports_of(PHAROS / "backends" / "worker.py", PLATFORM)
-    searching = {"config", "console", "mirror", "scheduler", "space", "study", "survey", "sweep"}
-    assert not imported & {f"pharos.{name}" for name in searching}
+    searching = {"config", "console", "evidence", "finalists", "folders", "mirror", "schedulers", "search", "space"}
+    searching |= {"standings", "study", "survey", "sweep"}
+    assert {f"pharos.{name}" for name in searching} <= set(MODULES)
+    assert not {name for name in imported if ".".join(name.split(".")[:2]) in {f"pharos.{each}" for each in searching}}

@@ -15,6 +15,7 @@ from pharos.checkpoint import Checkpoints, seal
 from pharos.errors import InputError, StorageError
 from pharos.mirror import StudyMirror
 from pharos.retention import Keep, Retention, surplus
+from pharos.search.objective import Objective, Objectives
 from pharos.storage import Storage, StorageConfig
 from pharos.study import TrialRecord, Usage
 from pharos.survey import clear
@@ -216,7 +217,12 @@ FINAL = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.FAILED, Out
 
 
 def record(number, outcome, value=None):
-    return TrialRecord(number, {}, outcome, value=value)
+    return TrialRecord(number, {}, outcome, values=None if value is None else (value,))
+
+
+def look(home, records, keep, trials):
+    """A survey where trials are as good as their checkpoints are."""
+    return survey.survey(home, records, keep, Objectives([Objective("error", keep.mode)]), trials)
 
 
 def checkpoints_of(home, number):
@@ -251,14 +257,15 @@ def home():
 def test_nothing_of_a_running_trial_or_of_one_that_nobody_knows_goes(home):
     for number in (0, 1):
         write_trial(home, number, CURVE, unfinished=[6])
-    uses = survey.survey(home, {0: record(0, Outcome.RUNNING)}, Keep(), 0)
+    uses = look(home, {0: record(0, Outcome.RUNNING)}, Keep(), 0)
     assert goes_of(uses) == {0: set(), 1: set()}
     assert [use.outcome for use in uses] == [Outcome.RUNNING, None]
 
 
-def test_an_interrupted_trial_keeps_what_it_goes_on_from(home):
+@pytest.mark.parametrize("outcome", [Outcome.INTERRUPTED, Outcome.PAUSED])
+def test_a_trial_that_is_yet_to_go_on_keeps_what_it_goes_on_from(home, outcome):
     write_trial(home, 0, CURVE, unfinished=[6])
-    uses = survey.survey(home, {0: record(0, Outcome.INTERRUPTED)}, Keep(last=2, best=1), 0)
+    uses = look(home, {0: record(0, outcome)}, Keep(last=2, best=1), 0)
     assert uses[0].goes == {1: "neither new nor good", 3: "neither new nor good", 6: "never finished"}
 
 
@@ -271,7 +278,7 @@ def test_the_best_trials_keep_checkpoints_and_no_others(home):
     for number in records:
         write_trial(home, number, {1: 1.0, 2: 2.0})
     every = {1, 2}
-    found = {trials: goes_of(survey.survey(home, records, Keep(), trials)) for trials in (None, 0, 1, 2, 3, 9)}
+    found = {trials: goes_of(look(home, records, Keep(), trials)) for trials in (None, 0, 1, 2, 3, 9)}
     none = {number: set() for number in records}
     assert found[None] == none
     assert found[0] == dict.fromkeys(records, every)
@@ -279,17 +286,31 @@ def test_the_best_trials_keep_checkpoints_and_no_others(home):
     assert found[2] == {**dict.fromkeys(records, every), 4: set(), 1: set()}
     assert found[3] == {**dict.fromkeys(records, every), 4: set(), 1: set(), 2: set()}
     assert found[9] == {**none, 3: every}  # one that was pruned is never among the best
-    largest = goes_of(survey.survey(home, records, Keep(mode="max"), 1))
+    largest = goes_of(look(home, records, Keep(mode="max"), 1))
     assert largest == {**dict.fromkeys(records, every), 0: set()}
 
 
+def test_with_several_objectives_the_front_is_best_and_of_it_what_is_far_from_the_others(home):
+    values = {0: (1.0, 9.0), 1: (2.0, 8.0), 2: (5.0, 5.0), 3: (6.0, 6.0), 4: (9.0, 1.0)}
+    records = {n: TrialRecord(n, {}, Outcome.COMPLETE, values=each) for n, each in values.items()}
+    records[5] = TrialRecord(5, {}, Outcome.COMPLETE, values=(0.0, 0.0), violations={"memory": 1.0})
+    for number in records:
+        write_trial(home, number, {1: 1.0})
+    objectives = Objectives([Objective("error"), Objective("size")])
+    stays = [
+        {use.number for use in survey.survey(home, records, Keep(), objectives, trials) if not use.goes}
+        for trials in range(6)
+    ]
+    assert stays == [set(), {0}, {0, 4}, {0, 2, 4}, {0, 1, 2, 4}, {0, 1, 2, 3, 4}]
+
+
 def test_unfinished_parts_go_of_trials_that_have_ended_alone(home):
-    outcomes = [*FINAL, Outcome.INTERRUPTED, Outcome.RUNNING]
+    outcomes = [*FINAL, Outcome.INTERRUPTED, Outcome.PAUSED, Outcome.RUNNING]
     for number in range(len(outcomes)):
         write_trial(home, number, {1: 1.0}, unfinished=[2, 3])
     records = {number: record(number, outcome) for number, outcome in enumerate(outcomes)}
-    uses = survey.survey(home, records, Keep(), None)
-    assert [use.goes for use in uses[:-1]] == [{2: "never finished", 3: "never finished"}] * 7
+    uses = look(home, records, Keep(), None)
+    assert [use.goes for use in uses[:-1]] == [{2: "never finished", 3: "never finished"}] * 8
     assert uses[-1].goes == {}
 
 
@@ -297,7 +318,7 @@ def test_what_is_held_stays_of_any_trial(home):
     write_trial(home, 0, CURVE, unfinished=[6], held=[1, 6])
     write_trial(home, 1, CURVE, held=[2])
     records = {0: record(0, Outcome.COMPLETE, 1.0), 1: record(1, Outcome.PRUNED)}
-    uses = survey.survey(home, records, Keep(), 1)
+    uses = look(home, records, Keep(), 1)
     assert goes_of(uses) == {0: {3}, 1: {1, 3, 4, 5}}
     clear(home, uses)
     assert checkpoints_of(home, 0).steps() == [1, 2, 4, 5]
@@ -307,7 +328,7 @@ def test_what_is_held_stays_of_any_trial(home):
 def test_a_survey_adds_up_what_lies_there(home):
     write_trial(home, 3, {1: 1.0, 2: 2.0}, unfinished=[7])
     sizes = home.sizes("trials/00003")
-    [absent, use] = survey.survey(home, {3: record(3, Outcome.PRUNED), 1: record(1, Outcome.FAILED)}, Keep(), 0)
+    [absent, use] = look(home, {3: record(3, Outcome.PRUNED), 1: record(1, Outcome.FAILED)}, Keep(), 0)
     assert (absent.number, absent.size, absent.steps, absent.freed) == (1, 0, {}, 0)
     assert use.size == sum(sizes.values())
     assert use.steps == {
@@ -329,7 +350,7 @@ def test_a_survey_adds_up_what_lies_there(home):
 
 def test_what_a_trial_just_stopped_may_be_finishing_is_left_to_it(home):
     write_trial(home, 0, {1: 1.0, 2: 2.0}, unfinished=[3])
-    uses = survey.survey(home, {0: record(0, Outcome.PRUNED)}, Keep(), 0)
+    uses = look(home, {0: record(0, Outcome.PRUNED)}, Keep(), 0)
     clear(home, uses, unfinished=False)
     assert list(checkpoints_of(home, 0).files()) == [3]
     clear(home, uses)
@@ -358,10 +379,10 @@ def test_what_goes_of_a_sweep_is_what_nobody_needs_and_the_rest_is_left_as_it_is
         if outcome is not None:
             records[number] = record(number, outcome, value if outcome == Outcome.COMPLETE else None)
     everything = home.sizes()
-    uses = survey.survey(home, records, keep, best)
+    uses = look(home, records, keep, best)
     assert home.sizes() == everything, "to look changes nothing"
     sign = 1 if keep.mode == "min" else -1
-    complete = sorted((sign * each.value, number) for number, each in records.items() if each.value is not None)
+    complete = sorted((sign * each.values[0], number) for number, each in records.items() if each.values is not None)
     good = {number for _, number in complete[:best]} if best is not None else set(records)
     gone = set()
     for use, (outcome, steps, unfinished, held, _) in zip(uses, trials, strict=True):
@@ -378,7 +399,7 @@ def test_what_goes_of_a_sweep_is_what_nobody_needs_and_the_rest_is_left_as_it_is
     clear(home, uses)
     left = {path: size for path, size in everything.items() if not any(path.startswith(folder) for folder in gone)}
     assert home.sizes() == left
-    assert not any(use.goes for use in survey.survey(home, records, keep, best)), "the second time nothing is too much"
+    assert not any(use.goes for use in look(home, records, keep, best)), "the second time nothing is too much"
 
 
 # A sweep that is not open here
@@ -388,7 +409,7 @@ def plan_of(**storage):
     return SimpleNamespace(
         settings=SimpleNamespace(
             storage=StorageConfig(mirror_seconds=0.1, **storage),
-            objective=SimpleNamespace(mode="min"),
+            objectives=Objectives([Objective("error")]),
             study=SimpleNamespace(storage=None),
         )
     )
@@ -398,7 +419,7 @@ def plan_of(**storage):
 def known(monkeypatch):
     """The trials that the study has."""
     records = {}
-    monkeypatch.setattr(survey, "read_study", lambda home, name, rdb: (records, Usage()))
+    monkeypatch.setattr(survey, "read_study", lambda home, name, rdb: (records, Usage(), {}))
     return records
 
 
@@ -440,7 +461,7 @@ def test_of_a_sweep_that_is_being_driven_nothing_is_removed(home, known, monkeyp
 
 
 def test_of_a_sweep_without_trials_there_is_nothing_to_say(home):
-    assert survey.survey(home, {}, Keep(), None) == []
+    assert look(home, {}, Keep(), None) == []
 
 
 def test_what_another_attempt_has_written_meanwhile_is_not_removed(checkpoints):

@@ -497,6 +497,20 @@ def test_what_a_worker_reports_and_decides_from_is_the_mean_over_all_of_them():
     assert (reports[0].metrics, run.metrics) == ({"error": 2.0}, {"error": 2.0})
 
 
+def test_the_memory_of_a_trial_is_that_of_the_worker_that_needs_most():
+    class Beside(Apart):
+        """Another worker has needed a hundred units."""
+
+        def most(self, values):
+            return [max(value, 100.0) for value in values] if values[0] > 0 else values
+
+    reports = []
+    run = Run(seed=1, world=Beside(1, 2), objective="error", watched=["peak_memory_gb"], on_report=reports.append)
+    for epoch in run.epochs("a", 2):
+        epoch.report(error=4.0)
+    assert [report.metrics["peak_memory_gb"] for report in reports] == [100.0, 100.0]
+
+
 def test_ticks_grow_with_batches_reports_and_epochs(tmp_path):
     run = make_run(tmp_path)
     seen = [run.ticks]

@@ -14,9 +14,10 @@ from pharos import sweep as sweep_module
 from pharos.backends.local import run_sweep
 from pharos.console import Console
 from pharos.errors import InputError, PharosError
+from pharos.folders import read_plan
 from pharos.study import read_study
 from pharos.summary import summarise_folder
-from pharos.sweep import Sweep, read_plan
+from pharos.sweep import Sweep
 from pharos.trial import Outcome, Report
 
 PASSWORD = "not-to-be-seen-4711"
@@ -75,14 +76,14 @@ def test_a_sweep_keeps_its_study_there_and_is_finished_and_extended_from_there(t
         run_sweep(sweep)
     sweep.study._folder.unlock(sweep.study._lock)  # as the system does with a process that is gone
     assert not sweep.storage.exists("study.journal")
-    records, _ = read_study(sweep.storage, sweep.name, database)
+    records, _, _ = read_study(sweep.storage, sweep.name, database)
     assert [record.outcome for record in records.values()] == [Outcome.COMPLETE, Outcome.COMPLETE, Outcome.RUNNING]
 
     resumed = sweep_module.reopen(sweep.name, [f"storage.url={toy.url}"], Listener())
     run_sweep(resumed)
     assert resumed.close()["trials"] == {"complete": 4}
-    assert {n: (r.params, r.value) for n, r in resumed.study.records.items() if n < 2} == {
-        n: (r.params, r.value) for n, r in records.items() if n < 2
+    assert {n: (r.params, r.values) for n, r in resumed.study.records.items() if n < 2} == {
+        n: (r.params, r.values) for n, r in records.items() if n < 2
     }
     extended = sweep_module.reopen(sweep.name, [f"storage.url={toy.url}", "trials=+1"], Listener(), extend=True)
     run_sweep(extended)

@@ -59,6 +59,11 @@ def journal_of(sweep):
     return Path(sweep.storage.path("study.journal"))
 
 
+def values_of(sweep):
+    """The objective of each trial, of those that are complete."""
+    return {number: r.values[0] if r.values else None for number, r in sweep.study.records.items()}
+
+
 def records_on_disk(sweep):
     return read_study(sweep.storage, sweep.name, None)[0]
 
@@ -96,20 +101,26 @@ def test_the_summary_has_the_fields_that_its_docstring_names(toy):
         "sweep",
         "family",
         "objective",
+        "constraints",
         "trials",
+        "stopped",
         "best",
         "paper_values",
         "pareto",
+        "finalists",
+        "evidence",
         "seconds",
         "cpu_hours",
         "versions",
     }
     assert (summary["sweep"], summary["family"], summary["pareto"]) == (sweep.name, "toy", None)
     assert summary["objective"] == {"metric": "error", "mode": "min"}
+    assert (summary["constraints"], summary["evidence"]) == ({}, {})
+    assert (summary["stopped"], summary["finalists"]) == (None, None)
     best, paper = summary["best"], summary["paper_values"]
     for result in (best, paper):
         assert set(result) == {"trial", "outcome", "fidelity", "values", "params", "checkpoint", "metrics"}
-    values = {number: record.value for number, record in sweep.study.records.items()}
+    values = values_of(sweep)
     assert int(best["trial"]) == min(values, key=values.get)
     assert best["values"] == {"error": min(values.values())} == {"error": best["metrics"]["error"]}
     assert best["checkpoint"] == sweep.storage.path("trials", best["trial"], "checkpoints", "00000002")
@@ -132,7 +143,7 @@ def test_time_goes_to_its_purpose(toy, monkeypatch):
         sweep.on_end(sweep.next_trial().number, ending)
     number = sweep.next_trial().number
     sweep.on_report(number, Report(1, {"error": 9.0}, 720.0))
-    sweep.study.tell(number, Ending(Outcome.PRUNED, fidelity=1, metrics={"error": 9.0}, seconds=720.0), "error")
+    sweep.study.tell(number, Ending(Outcome.PRUNED, fidelity=1, metrics={"error": 9.0}, seconds=720.0))
     hours = sweep.close()["cpu_hours"]
     assert hours == {"useful": 2.0, "pruned": 0.4, "lost": 0.5, "waiting": 0.0}
 
@@ -151,7 +162,7 @@ def test_asha_stops_some_early_and_never_the_papers_values(toy):
     for number, record in sweep.study.records.items():
         assert record.fidelity in ((4,) if number in complete else (1, 3))  # the rungs
         assert len(sweep.storage.read_lines(f"trials/{number:05d}/metrics.jsonl")) == record.fidelity
-        assert (record.value is None) == (number not in complete)
+        assert (record.values is None) == (number not in complete)
     assert summary["best"]["outcome"] == "complete"
 
 
@@ -257,7 +268,7 @@ def test_an_interrupted_sweep_goes_on_without_running_anything_twice(toy):
     assert len({(lr, index) for _, lr, index in epochs if lr != 0.1}) == len([1 for _, lr, _ in epochs if lr != 0.1])
     assert len(epochs) == 10
     after = sweeps[1].study.records
-    assert all(after[number].value == before[number].value for number in (0, 1, 2))
+    assert all(after[number].values == before[number].values for number in (0, 1, 2))
     assert after[3].params == before[3].params
     assert len(sweeps[1].storage.read_lines("trials/00003/metrics.jsonl")) == 2
     assert second["seconds"] >= first["seconds"]
@@ -360,7 +371,7 @@ def test_a_storage_that_cannot_be_written_is_refused_before_anything_starts(toy,
 def test_a_sweep_keeps_the_checkpoints_of_so_many_of_its_best_trials(toy):
     sweep = start(toy, "trials=4", "scheduler=none", "storage.keep_trials=2", "storage.keep_last=1")
     summary = run(sweep)
-    values = {number: record.value for number, record in sweep.study.records.items()}
+    values = values_of(sweep)
     best = sorted(values, key=values.get)[:2]
     for number in values:
         steps = sweep.storage.list(f"trials/{number:05d}/checkpoints")
@@ -395,24 +406,108 @@ def assert_whole(sweep, trials):
     assert {n: r.outcome for n, r in on_disk.items()} == {n: r.outcome for n, r in sweep.study.records.items()}
 
 
+def test_a_sweep_whose_study_was_lost_does_not_start_afresh_over_its_trials(toy):
+    sweep = start(toy, "trials=2", "scheduler=none")
+    run(sweep)
+    before = {path: path.read_bytes() for path in Path(sweep.storage.path("trials")).rglob("*") if path.is_file()}
+    whole = journal_of(sweep).read_bytes()
+    for left in (None, b"", whole.splitlines(keepends=True)[0]):
+        journal_of(sweep).unlink() if left is None else journal_of(sweep).write_bytes(left)
+        with pytest.raises(InputError, match=r"study is empty, and there are files of 2 trials; put a copy") as error:
+            reopen(toy, sweep.name)
+        assert "\n" not in str(error.value)
+    assert all(path.read_bytes() == data for path, data in before.items())
+    journal_of(sweep).write_bytes(whole)
+    reopen(toy, sweep.name).close()  # and the lock was given back
+
+
+def test_a_new_trial_takes_up_no_folder_of_a_trial_that_the_study_has_lost(toy):
+    sweep = start(toy, "trials=3", "scheduler=none")
+    run(sweep)
+    lines = journal_of(sweep).read_bytes().splitlines(keepends=True)
+    count = next(n for n in range(len(lines)) if b'"number": 2' in lines[n])
+    journal_of(sweep).write_bytes(b"".join(lines[:count]))
+    before = sweep.storage.read_bytes("trials/00002/metrics.jsonl")
+    again = reopen(toy, sweep.name)
+    assert any("does not know the trials 00002" in line for line in again._listener.lines)
+    assert run(again)["trials"] == {"complete": 3}
+    assert sorted(again.study.records) == [0, 1, 3]
+    assert again.storage.read_bytes("trials/00002/metrics.jsonl") == before
+    third = reopen(toy, sweep.name)
+    assert sorted(third.study.records) == [0, 1, 3]
+    third.close()
+
+
+def forget_unknown(folder):
+    """Removes the folders of trials that the journal does not know: it had them before they had a folder."""
+    try:
+        known = read_study(Storage(str(folder)), folder.name, None)[0]
+    except InputError:  # not even a study
+        known = {}
+    for trial in (folder / "trials").iterdir():
+        if int(trial.name) not in known:
+            shutil.rmtree(trial)
+
+
+def known_to(folder):
+    """The trials that a sweep's study knows."""
+    try:
+        return read_study(Storage(str(folder)), folder.name, None)[0]
+    except InputError:  # it has not begun
+        return ()
+
+
+def drop_folders(folder, keep):
+    for trial in (folder / "trials").iterdir():
+        if int(trial.name) not in keep:
+            shutil.rmtree(trial)
+
+
 @pytest.mark.parametrize("folders", ["kept", "gone"])
 def test_a_driver_killed_between_any_two_lines_of_its_journal_is_taken_up(toy, folders):
     sweep = start(toy, "trials=3", "scheduler.grace=0.5")
     run(sweep)
-    values = {number: record.value for number, record in sweep.study.records.items()}
+    values = values_of(sweep)
     lines = journal_of(sweep).read_bytes().splitlines(keepends=True)
     copy = Path(toy.url) / "copy"
     for count in range(0, len(lines), 1 if folders == "kept" else 6):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(sweep.storage.root, copy)
         (copy / "study.journal").write_bytes(b"".join(lines[:count]))
+        forget_unknown(copy)
         again = reopen(toy, "copy")
-        # A folder of a trial that the journal does not know, or whose checkpoints were lost, cannot have outlived it.
-        for folder in (copy / "trials").iterdir():
-            if folders == "gone" or int(folder.name) not in again.study.records:
-                shutil.rmtree(folder)
+        if folders == "gone":
+            shutil.rmtree(copy / "trials", ignore_errors=True)
         assert_whole(again, 3)
-        assert again.study.records[0].value == values[0]
+        assert values_of(again)[0] == values[0]
+
+
+def test_a_driver_that_pauses_trials_is_taken_up_wherever_it_was_killed_and_trains_nothing_twice(toy):
+    trained = []
+
+    def in_epoch(run, epoch, config):
+        trained.append((config.lr, config.kind, config.noise, epoch.index))
+        return {"error": config.lr}
+
+    toy.in_epoch = in_epoch
+    sweep = start(toy, "trials=4", "scale=small", "scheduler=promotion", "scheduler.grace=0.25", "checkpoint_seconds=0")
+    run(sweep)
+    assert outcomes(sweep).count(Outcome.COMPLETE) >= 2
+    assert len(trained) == len(set(trained)) == sum(record.fidelity for record in sweep.study.records.values())
+    lines = journal_of(sweep).read_bytes().splitlines(keepends=True)
+    copy = Path(toy.url) / "copy"
+    paused = set()
+    for count in range(0, len(lines), 8):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(sweep.storage.root, copy)
+        (copy / "study.journal").write_bytes(b"".join(lines[:count]))
+        forget_unknown(copy)
+        again = reopen(toy, "copy")
+        paused.add(len(again.study.having(Outcome.PAUSED)))
+        trained.clear()
+        assert_whole(again, 4)
+        assert len(trained) == len(set(trained))
+    assert max(paused) >= 2
 
 
 @pytest.mark.parametrize("kill_at", range(1, 50, 8))
@@ -436,7 +531,7 @@ def test_a_driver_killed_at_a_write_of_its_journal_is_taken_up_with_the_same_res
     again = reopen(toy, sweep.name)
     assert_whole(again, 3)
     for number in (0, 1):
-        assert again.study.records[number].value == whole.study.records[number].value
+        assert again.study.records[number].values == whole.study.records[number].values
         assert again.study.records[number].curve == whole.study.records[number].curve
 
 

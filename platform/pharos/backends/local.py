@@ -6,6 +6,7 @@ import time
 
 from pharos.execute import execute
 from pharos.run import Run
+from pharos.schedulers.base import Action
 from pharos.sweep import Sweep
 from pharos.tracking import wait_for_trackers
 from pharos.trial import Outcome, Report, TrialSpec
@@ -27,9 +28,10 @@ def _run_trial(sweep: Sweep, spec: TrialSpec) -> None:
     runs: list[Run] = []
 
     def on_report(report: Report) -> None:
-        if not sweep.on_report(spec.number, report):
+        action = sweep.on_report(spec.number, report)
+        if action == Action.STOP:
             runs[0].stop(Outcome.PRUNED, f"stopped by {sweep.settings.scheduler.name}")
-        elif sweep.interrupted:
+        elif action == Action.PAUSE or sweep.interrupted:
             runs[0].interrupt()
 
     sweep.on_end(spec.number, execute(spec, on_report, runs.append))

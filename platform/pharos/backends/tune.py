@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from pharos.backends.actor import TrialActor
 from pharos.backends.cluster import connect, fit
+from pharos.schedulers.base import Action
 from pharos.sweep import Sweep
 from pharos.trial import Ending, Outcome, Report, trial_id
 
@@ -57,9 +58,8 @@ class _StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._guard.error or self._sweep.finished:
             return Searcher.FINISHED
-        running = sum(r.outcome == Outcome.RUNNING for r in self._sweep.study.records.values())
         with self._guard:
-            spec = self._sweep.next_trial() if running < self._sweep.slots else None
+            spec = self._sweep.next_trial() if self._sweep.running < self._sweep.slots else None
             if spec is None:
                 return None
             resources = self._sweep.settings.resources
@@ -81,7 +81,7 @@ class _StudySearcher(Searcher):
 
 
 class _SweepScheduler(FIFOScheduler):
-    """Asks the sweep whether a trial goes on."""
+    """Asks the sweep whether a trial goes on; one that is to pause saves first and ends by itself."""
 
     def __init__(self, sweep: Sweep, guard: _Guard):
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,11 +91,13 @@ class _SweepScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         # Tune gives its schedulers results flattened; the callback below has the nested one, but comes later.
         report = _nested(result, "report")
-        goes_on = not self._guard.error
+        action = Action.STOP if self._guard.error else Action.GO_ON
         with self._guard:
-            if report and goes_on:
-                goes_on = self._sweep.on_report(_number(trial), Report(**report))
-        return TrialScheduler.CONTINUE if goes_on and not self._guard.error else TrialScheduler.STOP
+            if report and not self._guard.error:
+                action = self._sweep.on_report(_number(trial), Report(**report))
+        if action == Action.PAUSE:
+            trial.temporary_state.ray_actor.interrupt.remote()
+        return TrialScheduler.STOP if action == Action.STOP or self._guard.error else TrialScheduler.CONTINUE
 
 
 class _Events(Callback):
@@ -134,8 +136,12 @@ class _Events(Callback):
                 actor.interrupt.remote()
 
 
-def run_sweep(sweep: Sweep) -> None:
+def run_sweep(sweep: Sweep, actor: type[tune.Trainable] = TrialActor) -> None:
     """Runs a sweep's trials on the cluster that is there, or on a Ray of its own.
+
+    Args:
+        sweep: Open.
+        actor: What runs a trial; `benchmarks/scale.py` has one that does nothing.
 
     Raises:
         InputError: No trial fits the cluster.
@@ -153,9 +159,7 @@ def run_sweep(sweep: Sweep) -> None:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)  # their processes start side by side
         with tempfile.TemporaryDirectory(prefix="pharos-tune-") as scratch:
             tune.run(
-                tune.with_resources(
-                    TrialActor, tune.PlacementGroupFactory(bundles, strategy=resources.placement.upper())
-                ),
+                tune.with_resources(actor, tune.PlacementGroupFactory(bundles, strategy=resources.placement.upper())),
                 name=sweep.name,
                 num_samples=-1,
                 search_alg=_StudySearcher(sweep, guard),

@@ -1,0 +1,1 @@
+"""What a search decides from, and with: objectives, encodings, samplers, evidence, limits. Runs no trial."""
