@@ -20,7 +20,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -447,15 +447,14 @@ def _with_space(plan: Plan, overrides: Sequence[str]) -> Plan:
     """
     swept, plain = _split_sweeps(overrides)
     for text in plain:
-        name, _, value = text.partition("=")
+        name = text.partition("=")[0]
         if name not in plan.space.names:
             raise InputError(
                 f"{text}: is not searched, and what is not searched stays as it is; "
                 f"for other values start a new sweep with warm_start=[SWEEP]"
             )
-        dimension = parse_dimension(f"{name}=choice({value})")
-        assert dimension is not None
-        swept[name] = dimension
+        value: Any = OverridesParser.create().parse_override(text).value()
+        swept[name] = Dimension(name, CategoricalDistribution([value]), {})
     for name in swept:
         if name not in plan.defaults:
             raise InputError(f"{name} is not a value of {plan.settings.family}; {suggest(name, plan.defaults)}")
@@ -667,7 +666,7 @@ def _quote(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return QuotedString(text=value, quote=Quote.single).with_quotes()
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_quote(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):

@@ -77,9 +77,19 @@ class Sweep:
         storage: Its folder.
         listener: Hears of every event.
         is_new: Whether its folder was made just now.
+        is_changed: Whether its plan is not what its folder says; it is written there once nobody else is at work.
     """
 
-    def __init__(self, name: str, plan: Plan, storage: Storage, listener: Listener, is_new: bool = False):
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        storage: Storage,
+        listener: Listener,
+        *,
+        is_new: bool = False,
+        is_changed: bool = False,
+    ):
         self.name = name
         self.plan = plan
         self.storage = storage
@@ -121,6 +131,9 @@ class Sweep:
         try:
             if not is_new:
                 self._check_folders()
+            # Before anything is learned for a space that changed: it is this space's evidence.
+            if is_changed:
+                write_plan(storage, plan)
             self._learn()
         except PharosError:
             self.study.close()
@@ -513,7 +526,5 @@ def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool
         )
     if not extend and plan.settings.trials != before:
         raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
-    sweep = Sweep(folder.name, plan, folder.patient(plan.settings.storage.patience), listener)
-    if plan.to_dict() != {key: document.get(key) for key in plan.to_dict()}:
-        write_plan(folder, plan)
-    return sweep
+    is_changed = plan.to_dict() != {key: document.get(key) for key in plan.to_dict()}
+    return Sweep(folder.name, plan, folder.patient(plan.settings.storage.patience), listener, is_changed=is_changed)

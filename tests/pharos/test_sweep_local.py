@@ -406,36 +406,20 @@ def assert_whole(sweep, trials):
     assert {n: r.outcome for n, r in on_disk.items()} == {n: r.outcome for n, r in sweep.study.records.items()}
 
 
-def test_a_sweep_whose_study_was_lost_does_not_start_afresh_over_its_trials(toy):
-    sweep = start(toy, "trials=2", "scheduler=none")
-    run(sweep)
-    before = {path: path.read_bytes() for path in Path(sweep.storage.path("trials")).rglob("*") if path.is_file()}
-    whole = journal_of(sweep).read_bytes()
-    for left in (None, b"", whole.splitlines(keepends=True)[0]):
-        journal_of(sweep).unlink() if left is None else journal_of(sweep).write_bytes(left)
-        with pytest.raises(InputError, match=r"study is empty, and there are files of 2 trials; put a copy") as error:
-            reopen(toy, sweep.name)
-        assert "\n" not in str(error.value)
-    assert all(path.read_bytes() == data for path, data in before.items())
-    journal_of(sweep).write_bytes(whole)
-    reopen(toy, sweep.name).close()  # and the lock was given back
-
-
 def test_a_new_trial_takes_up_no_folder_of_a_trial_that_the_study_has_lost(toy):
     sweep = start(toy, "trials=3", "scheduler=none")
     run(sweep)
-    lines = journal_of(sweep).read_bytes().splitlines(keepends=True)
-    count = next(n for n in range(len(lines)) if b'"number": 2' in lines[n])
+    whole = journal_of(sweep).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    count = next(n for n in range(len(lines)) if b'"number":2' in lines[n].replace(b" ", b""))
     journal_of(sweep).write_bytes(b"".join(lines[:count]))
     before = sweep.storage.read_bytes("trials/00002/metrics.jsonl")
-    again = reopen(toy, sweep.name)
-    assert any("does not know the trials 00002" in line for line in again._listener.lines)
-    assert run(again)["trials"] == {"complete": 3}
-    assert sorted(again.study.records) == [0, 1, 3]
-    assert again.storage.read_bytes("trials/00002/metrics.jsonl") == before
-    third = reopen(toy, sweep.name)
-    assert sorted(third.study.records) == [0, 1, 3]
-    third.close()
+    with pytest.raises(InputError, match="it does not know the trials 00002, which have folders") as error:
+        reopen(toy, sweep.name)
+    assert "\n" not in str(error.value)
+    assert sweep.storage.read_bytes("trials/00002/metrics.jsonl") == before
+    journal_of(sweep).write_bytes(whole)
+    reopen(toy, sweep.name).close()  # the lock was given back
 
 
 def forget_unknown(folder):
