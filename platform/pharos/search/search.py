@@ -125,6 +125,8 @@ class Search:
         if not is_new:
             return GO_ON
         decision = self._scheduler.on_report(number, report.fidelity, self.study.objectives.losses(values))
+        if report.fidelity >= self.max_fidelity(record):
+            self._pausing.pop(number, None)  # the word came too late: all that is left to do is to end
         # The paper's values run whole: what the search gained is measured against them on the same budget.
         if report.fidelity >= self.max_fidelity(record) or self._runs_whole(record.params):
             if decision.action == Action.PAUSE:

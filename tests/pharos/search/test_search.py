@@ -329,3 +329,20 @@ class Interleavings(RuleBasedStateMachine):
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+def test_a_trial_that_hears_of_its_pause_in_its_last_epoch_goes_on_to_its_end(tmp_path):
+    life = Life(tmp_path, scheduler="promotion", trials=2)
+    search = life.open()
+    search.next()  # the paper's values, which run whole
+    number = search.next().number
+    params = search.study.records[number].params
+    actions = [search.on_report(number, Report(at, metrics_of(params, at), 1.0)).action for at in range(1, MAX + 1)]
+    assert Action.PAUSE in actions
+    assert actions[-1] == Action.GO_ON
+    search.on_end(number, Ending(Outcome.INTERRUPTED, fidelity=MAX))
+    assert search.study.records[number].outcome == Outcome.INTERRUPTED
+    assert search.next().number == number
+    search.on_end(number, Ending(Outcome.COMPLETE, fidelity=MAX, metrics=metrics_of(params, MAX)))
+    assert search.study.records[number].outcome == Outcome.COMPLETE
+    search.study.close()
