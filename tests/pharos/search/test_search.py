@@ -78,7 +78,7 @@ class Life:
             self.space,
             DEFAULTS,
             make_scheduler(self.scheduler, MAX, self.space, DEFAULTS, 1),
-            self.trials,
+            trials=self.trials,
             max_fidelity=lambda params: MAX,
             runs_whole=lambda params: all(DEFAULTS[name] == value for name, value in params.items()),
             retries=2,
