@@ -43,7 +43,7 @@ def test_nothing_typed_is_the_embedded_default():
     made = plan()
     assert made.settings.family == "toy"
     assert (made.settings.trials, made.settings.seed, made.settings.backend) == (16, 0, "tune")
-    assert (made.settings.scheduler.name, made.settings.sampler.name) == ("asha", "tpe")
+    assert (made.settings.scheduler.name, made.settings.sampler.name) == ("asha", "multifidelity")
     assert (made.settings.tracking.name, made.settings.storage.url) == ("wandb", "sweeps")
     assert made.settings.objective == [{"metric": "error", "mode": "min", "reference": None}]
     assert (made.settings.objectives.first.metric, made.settings.objectives.first.mode) == ("error", "min")
