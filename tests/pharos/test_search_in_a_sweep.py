@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -88,17 +86,13 @@ def test_paused_trials_wait_over_an_interruption(toy):
 
 
 def test_the_worst_of_a_population_make_room_for_copies_of_the_best(toy):
-    def in_epoch(run, epoch, config):
-        time.sleep(0.1)  # so that they run side by side
-        return error_is_the_rate(run, epoch, config)
-
-    toy.in_epoch = in_epoch
+    toy.in_epoch = error_is_the_rate
     sweep = start(
         toy, "recipe.epochs=8", "scheduler=pbt", "scheduler.population=4", "scheduler.interval=0.25", "trials=6",
         "checkpoint_seconds=0", "storage.keep_last=3",
     )  # fmt: skip
     sweep.open(slots=6)
-    summary = all_at_once(sweep)
+    summary = side_by_side(sweep)
     records = sweep.study.records
     clones = {number: record for number, record in records.items() if record.origin is not None}
     assert clones
@@ -115,33 +109,31 @@ def test_the_worst_of_a_population_make_room_for_copies_of_the_best(toy):
     assert summary["trials"]["complete"] >= 4
 
 
-def all_at_once(sweep):
-    """Runs as many trials at a time as there are slots, each in a thread of its own."""
-    calls = threading.RLock()
+def side_by_side(sweep):
+    """Trains the trials of all slots in turns, two epochs each, as if they ran at the same time."""
+    running = {}
 
-    def train(spec):
+    def turn(spec):
         runs = []
+        stops = []
 
         def on_report(report):
-            with calls:
-                action = sweep.on_report(spec.number, report)
-            if action == Action.STOP:
+            if sweep.on_report(spec.number, report) == Action.STOP:
+                stops.append(spec.number)
                 runs[0].stop(Outcome.PRUNED)
+            elif report.fidelity % 2 == 0 and report.fidelity < spec.max_fidelity:
+                runs[0].interrupt()
 
         ending = execute(spec, on_report, runs.append)
-        with calls:
+        if stops or ending.outcome != Outcome.INTERRUPTED:  # else it only waits for its next turn
             sweep.on_end(spec.number, ending)
+            del running[spec.number]
 
-    threads = []
     while not sweep.finished:
-        with calls:
-            spec = sweep.next_trial() if sweep.running < sweep.slots else None
-        if spec is not None:
-            threads.append(threading.Thread(target=train, args=(spec,)))
-            threads[-1].start()
-        time.sleep(0.01)
-    for thread in threads:
-        thread.join()
+        while len(running) < sweep.slots and (spec := sweep.next_trial()) is not None:
+            running[spec.number] = spec
+        for spec in list(running.values()):
+            turn(spec)
     return sweep.close()
 
 
