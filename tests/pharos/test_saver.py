@@ -769,7 +769,7 @@ def test_in_a_bucket_with_faults_of_every_kind_every_checkpoint_arrives(proxy, u
     hand_over(saver, 6, "a")
     assert Checkpoints(direct).steps() == [5, 6]
     assert set(proxy.counts) <= set(Fault)
-    assert proxy.counts.total() > 5
+    assert proxy.counts  # one request in five is hit by chance; how many are is no promise of ours
 
 
 # Several attempts

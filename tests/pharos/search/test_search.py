@@ -72,7 +72,11 @@ class Life:
             generation=self.generation,
             constraints=self.constraints,
         )
-        study.enqueue([self.space.first_trial({}, DEFAULTS)])
+        try:
+            study.enqueue([self.space.first_trial({}, DEFAULTS)])
+        except Killed:
+            study._unlock()  # the process is gone
+            raise
         self.search = Search(
             study,
             self.space,
