@@ -6,8 +6,7 @@ import argparse
 import json
 import sys
 
-from pharos.command import on_stop_signal, run_command
-from pharos.errors import InputError
+from pharos.command import run_command
 from pharos.families import families
 
 _EPILOG = """\
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     # Imported late: --help and a mistyped flag need no torch.
-    from pharos.backends import run_sweep
+    from pharos.backends import finish_sweep
     from pharos.console import closing, make_console
     from pharos.sweep import reopen, start
 
@@ -64,16 +63,7 @@ def main(arguments: list[str]) -> int:
         sweep = start(options.family, options.settings, console)
     else:
         sweep = reopen(options.resume or options.extend, options.settings, console, extend=bool(options.extend))
-    try:
-        with on_stop_signal(sweep.interrupt):
-            run_sweep(sweep)
-    except InputError:
-        sweep.discard()
-        raise
-    except BaseException:
-        sweep.close()
-        raise
-    summary = sweep.close()
+    summary = finish_sweep(sweep)
     if options.json:
         print(json.dumps(summary, indent=2))
     else:

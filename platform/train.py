@@ -71,8 +71,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _finalists(options: argparse.Namespace) -> int:
-    from pharos.backends import run_sweep
-    from pharos.command import on_stop_signal
+    from pharos.backends import finish_sweep
     from pharos.console import closing, make_console
     from pharos.errors import InputError
     from pharos.finalists import start
@@ -85,16 +84,7 @@ def _finalists(options: argparse.Namespace) -> int:
         raise InputError(f"{given} trains several trials on several seeds; {other} is for one: give only one of them")
     top, seeds = _count("--top", options.top, 3), _count("--seeds", options.seeds, 5)
     sweep = start(options.sweep, top, seeds, options.settings, make_console(options.json))
-    try:
-        with on_stop_signal(sweep.interrupt):
-            run_sweep(sweep)
-    except InputError:
-        sweep.discard()
-        raise
-    except BaseException:
-        sweep.close()
-        raise
-    summary = sweep.close()
+    summary = finish_sweep(sweep)
     print(
         json.dumps(summary, indent=2) if options.json else closing(summary, sweep.storage.root, sweep.settings.trials)
     )

@@ -364,6 +364,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     if MISSING in settings.objectives.metrics:
         raise InputError("objective: none is given; such as {metric: accuracy, mode: max}")
 
+    settings.scheduler.check_used()
     settings.engine = _with_file(settings.engine)
     if settings.tracking.name == "wandb" and importlib.util.find_spec("wandb") is None:
         raise InputError("tracking=wandb needs wandb: pip install -c constraints.txt wandb, or use tracking=none")

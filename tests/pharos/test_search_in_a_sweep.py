@@ -442,3 +442,13 @@ def test_first_trials_can_be_typed(toy):
     sweep = start(toy, "first_trials=[{recipe.lr: 0.3}, {}]", "trials=2", "scheduler=none")
     run(sweep)
     assert [r.params["recipe.lr"] for r in sweep.study.records.values()] == [0.3, 0.1]
+
+
+def test_a_sweep_of_before_with_other_defaults_goes_on(toy):
+    sweep = start(toy, "scheduler=none", "trials=1")
+    run(sweep)
+    path = Path(sweep.storage.path("sweep.yaml"))
+    document = yaml.safe_load(path.read_text())
+    document["settings"]["scheduler"]["grace"] = 0.2  # what it was when sweeps had no other scheduler than ASHA
+    path.write_text(yaml.safe_dump(document))
+    assert reopen(toy, sweep.name).close()["trials"] == {"complete": 1}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pharos.command import on_stop_signal
 from pharos.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,24 @@ def check_ray(wanted_by: str) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise InputError(f"{wanted_by} needs Ray: pip install -c constraints.txt 'pharos-sweeps[tune]'")
+
+
+def finish_sweep(sweep: Sweep) -> dict[str, Any]:
+    """Runs what is left of a sweep, closes it and returns its summary; Ctrl-C lets running trials save and stop.
+
+    Raises:
+        InputError: It cannot be run; a new sweep of which no trial was started leaves nothing behind.
+    """
+    try:
+        with on_stop_signal(sweep.interrupt):
+            run_sweep(sweep)
+    except InputError:
+        sweep.discard()
+        raise
+    except BaseException:
+        sweep.close()
+        raise
+    return sweep.close()
 
 
 def run_sweep(sweep: Sweep) -> None:

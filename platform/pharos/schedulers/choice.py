@@ -50,11 +50,6 @@ class SchedulerConfig:
         """
         if self.name not in _USES:
             raise InputError(f"scheduler.name={self.name}: {suggest(self.name, _USES)}")
-        idle = SchedulerConfig()
-        for each in fields(self):
-            if each.name not in {"name", *_USES[self.name]} and getattr(self, each.name) != getattr(idle, each.name):
-                has = ", ".join(sorted(_USES[self.name])) or "no settings"
-                raise InputError(f"scheduler.{each.name} means nothing to scheduler={self.name}, which has {has}")
         for name, share in (("grace", self.grace), ("interval", self.interval)):
             if not 0 < share <= 1:
                 raise InputError(f"scheduler.{name}={share}: a share of a whole trial, above 0 and at most 1")
@@ -69,6 +64,18 @@ class SchedulerConfig:
                 raise InputError(f"scheduler.{name}={number}: must be at least {least}")
         if self.name == "median" and objectives > 1:
             raise InputError("scheduler=median compares one objective; scheduler=asha takes several")
+
+    def check_used(self) -> None:
+        """Complains of a setting that means nothing to this scheduler; a sweep of before may have its own defaults.
+
+        Raises:
+            InputError: There is such a thing.
+        """
+        idle = SchedulerConfig()
+        for each in fields(self):
+            if each.name not in {"name", *_USES[self.name]} and getattr(self, each.name) != getattr(idle, each.name):
+                has = ", ".join(sorted(_USES[self.name])) or "no settings"
+                raise InputError(f"scheduler.{each.name} means nothing to scheduler={self.name}, which has {has}")
 
 
 def make_scheduler(
