@@ -5,11 +5,13 @@ Hydra composes and does nothing else. Nothing of it crosses a process border.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib.util
 import json
 import logging
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ from pharos.cache import configure
 from pharos.engines.base import PRECISIONS, EngineConfig
 from pharos.errors import InputError
 from pharos.families import ROOT, load_recipe, space_file, suggest
-from pharos.recipe import Recipe, build_config
+from pharos.recipe import Recipe, build_config, typed
 from pharos.schedulers.choice import SchedulerConfig
 from pharos.search.objective import Constraint, Objectives, parse_constraints, parse_objectives
 from pharos.search.samplers import SamplerConfig
@@ -247,13 +249,17 @@ class Plan:
 
     def trial_config(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe's configuration with a trial's values in place."""
-        config = OmegaConf.create(self.config)
+        config = copy.deepcopy(self.config)
         for name, value in params.items():
             if name != SEED:
-                OmegaConf.update(config, name.removeprefix("recipe."), value)
-        container = OmegaConf.to_container(config)
-        assert isinstance(container, dict)
-        return {str(key): value for key, value in container.items()}
+                *groups, last = name.removeprefix("recipe.").split(".")
+                functools.reduce(operator.getitem, groups, config)[last] = value
+        return config
+
+    @functools.cached_property
+    def _typed(self) -> DictConfig:
+        """The configuration with the recipe's types: made once, as it takes five times as long as a copy of it."""
+        return typed(self.recipe.Config, self.config)
 
     def build_config(self, params: Mapping[str, Any] | None = None) -> Any:
         """The recipe's typed configuration.
@@ -261,7 +267,14 @@ class Plan:
         Raises:
             InputError: The values contradict its types or its own rules.
         """
-        return _in_one_line(lambda: build_config(self.recipe.Config, self.trial_config(params or {})))
+        def build() -> Any:
+            config = copy.deepcopy(self._typed)
+            for name, value in (params or {}).items():
+                if name != SEED:
+                    OmegaConf.update(config, name.removeprefix("recipe."), value)
+            return OmegaConf.to_object(config)
+
+        return _in_one_line(build)
 
     def trial_spec(
         self,

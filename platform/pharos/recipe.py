@@ -6,7 +6,7 @@ import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pharos.run import Run
 
@@ -38,4 +38,11 @@ class Recipe(abc.ABC):
 
 def build_config(kind: type, values: dict[str, Any]) -> Any:
     """A recipe's typed configuration from plain values, checked against its types and its own rules."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    return OmegaConf.to_object(typed(kind, values))
+
+
+def typed(kind: type, values: dict[str, Any]) -> DictConfig:
+    """Plain values that know their types, which may still be changed."""
+    config = OmegaConf.merge(OmegaConf.structured(kind), values)
+    assert isinstance(config, DictConfig)
+    return config

@@ -35,12 +35,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pharos.errors import InputError, PharosError
+from pharos.journal import JOURNAL, mend, open_journal
 from pharos.mirror import fetch_journal
 from pharos.retry import redact
 from pharos.search.fronts import Losses, pareto_front, ranking
@@ -60,7 +60,6 @@ _STATES = {
     Outcome.FAILED: TrialState.FAIL,
     Outcome.CANCELLED: TrialState.FAIL,
 }
-JOURNAL = "study.journal"
 _IN_JOURNAL = "sweep"
 _CONSTRAINT = "constraints:"  # Optuna's own way to keep them
 _AT = "at:"  # several objectives at a fidelity
@@ -178,13 +177,16 @@ class Study:
         self._folder = Storage(str(folder)) if folder else None
         self._lock = self._folder.lock() if self._folder else None
         self._name = name if rdb else _IN_JOURNAL
+        self._storage: BaseStorage
+        self._together: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             if folder and not rdb:
-                _mend(folder / JOURNAL)
-            self._storage: BaseStorage = (
-                _open_rdb(rdb) if rdb else _open_journal(folder / JOURNAL) if folder else InMemoryStorage()
-            )
+                mend(folder / JOURNAL)
+                self._storage, journal = open_journal(folder / JOURNAL)
+                self._together = journal.together
+            else:
+                self._storage = _open_rdb(rdb) if rdb else InMemoryStorage()
             self._studies = [self._open(index) for index in range(generation + 1)]
             self._study = self._studies[-1]
             self._trials: dict[int, int] = {}  # Optuna's own id of each trial
@@ -316,8 +318,9 @@ class Study:
         assert not self._now[Outcome.INTERRUPTED]
         with _quiet():
             trial = self._study.ask()
-            params = space.ask(trial, defaults)
-        return self._begin(trial._trial_id, TrialRecord(self._next, params, Outcome.RUNNING))
+            with self._together():
+                params = space.ask(trial, defaults)
+                return self._begin(trial._trial_id, TrialRecord(self._next, params, Outcome.RUNNING))
 
     @_in_one_line
     def clone(self, params: Params, origin: Origin, space: Space) -> TrialRecord:
@@ -326,8 +329,9 @@ class Study:
         template = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
         identity = self._storage.create_new_trial(self._study._study_id, template_trial=template)
         record = TrialRecord(self._next, params, Outcome.RUNNING, origin=origin)
-        self._storage.set_trial_user_attr(identity, "origin", dataclasses.asdict(origin))
-        return self._begin(identity, record)
+        with self._together():
+            self._storage.set_trial_user_attr(identity, "origin", dataclasses.asdict(origin))
+            return self._begin(identity, record)
 
     def leave_out(self, numbers: Iterable[int]) -> None:
         """Gives no new trial one of these numbers, or a smaller one: there are files of trials unknown here."""
@@ -350,8 +354,9 @@ class Study:
     def hand_out(self, number: int) -> TrialRecord:
         """Lets a trial go on that was interrupted or paused."""
         # Whatever dies in between leaves one that is RUNNING: it is interrupted then.
-        self._storage.set_trial_state_values(self._trials[number], TrialState.RUNNING)
-        self._become(number, Outcome.RUNNING)
+        with self._together():
+            self._storage.set_trial_state_values(self._trials[number], TrialState.RUNNING)
+            self._become(number, Outcome.RUNNING)
         return self.records[number]
 
     @_in_one_line
@@ -369,23 +374,26 @@ class Study:
     @_in_one_line
     def interrupt(self, number: int) -> None:
         """Puts a trial back, to go on from its checkpoint when it is asked for again."""
-        self._become(number, Outcome.INTERRUPTED)
-        self._set(number, lost_seconds=round(self.records[number].lost_seconds, 3))
-        self._storage.set_trial_state_values(self._trials[number], TrialState.WAITING)
+        with self._together():
+            self._become(number, Outcome.INTERRUPTED)
+            self._set(number, lost_seconds=round(self.records[number].lost_seconds, 3))
+            self._storage.set_trial_state_values(self._trials[number], TrialState.WAITING)
 
     @_in_one_line
     def pause(self, number: int) -> None:
         """Puts a trial aside, to go on from its checkpoint if it is promoted."""
         record = self.records[number]
-        self._set(number, seconds=round(record.seconds, 3), metrics=record.metrics)
-        self._become(number, Outcome.PAUSED)
+        with self._together():
+            self._set(number, seconds=round(record.seconds, 3), metrics=record.metrics)
+            self._become(number, Outcome.PAUSED)
 
     def lose(self, number: int) -> int:
         """Puts back a trial that lost its process; returns how often that has happened to it."""
         record = self.records[number]
         record.attempts += 1
-        self._set(number, attempts=record.attempts)
-        self.interrupt(number)
+        with self._together():
+            self._set(number, attempts=record.attempts)
+            self.interrupt(number)
         return record.attempts
 
     @_in_one_line
@@ -398,34 +406,35 @@ class Study:
         record = self.records[number]
         record.reason, record.metrics, record.fidelity = ending.reason, ending.metrics, ending.fidelity
         record.seconds = ending.seconds
-        self._become(
-            number,
-            ending.outcome,
-            reason=record.reason,
-            metrics=record.metrics,
-            fidelity=record.fidelity,
-            seconds=round(record.seconds, 3),
-            lost_seconds=round(record.lost_seconds, 3),
-            process=ending.process,
-            started_at=ending.started_at,
-            ended_at=ending.ended_at,
-        )
-        values = None
-        if ending.outcome == Outcome.COMPLETE:
-            record.values = self.objectives.values(ending.metrics)
-            values = record.values
-        elif ending.outcome == Outcome.PRUNED and len(self.objectives) == 1:
-            values = record.curve[ending.fidelity]
-        # What a driver that died here had told of it no longer holds, and Optuna takes nothing back.
-        record.violations = dict.fromkeys(record.violations, 0.0)
-        if ending.outcome in _INFEASIBLE:
-            record.violations[str(ending.outcome)] = _PERFECT
-        elif ending.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
-            found = {each.metric: each.violation(ending.metrics) for each in self._constraints}
-            record.violations |= {metric: violation for metric, violation in found.items() if violation is not None}
-        for name, violation in record.violations.items():
-            self._storage.set_trial_system_attr(self._trials[number], f"{_CONSTRAINT}{name}", violation)
-        self._storage.set_trial_state_values(self._trials[number], _STATES[ending.outcome], values)
+        with self._together():
+            self._become(
+                number,
+                ending.outcome,
+                reason=record.reason,
+                metrics=record.metrics,
+                fidelity=record.fidelity,
+                seconds=round(record.seconds, 3),
+                lost_seconds=round(record.lost_seconds, 3),
+                process=ending.process,
+                started_at=ending.started_at,
+                ended_at=ending.ended_at,
+            )
+            values = None
+            if ending.outcome == Outcome.COMPLETE:
+                record.values = self.objectives.values(ending.metrics)
+                values = record.values
+            elif ending.outcome == Outcome.PRUNED and len(self.objectives) == 1:
+                values = record.curve[ending.fidelity]
+            # What a driver that died here had told of it no longer holds, and Optuna takes nothing back.
+            record.violations = dict.fromkeys(record.violations, 0.0)
+            if ending.outcome in _INFEASIBLE:
+                record.violations[str(ending.outcome)] = _PERFECT
+            elif ending.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
+                found = {each.metric: each.violation(ending.metrics) for each in self._constraints}
+                record.violations |= {metric: violation for metric, violation in found.items() if violation is not None}
+            for name, violation in record.violations.items():
+                self._storage.set_trial_system_attr(self._trials[number], f"{_CONSTRAINT}{name}", violation)
+            self._storage.set_trial_state_values(self._trials[number], _STATES[ending.outcome], values)
         return record
 
     def _become(self, number: int, outcome: Outcome, **attributes: Any) -> None:
@@ -535,10 +544,10 @@ def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, Tri
         elif home.is_local:
             if not home.exists(JOURNAL):
                 raise InputError(f"{home.path(JOURNAL)}: no such study; name a sweep's folder that holds it")
-            storage = _open_journal(Path(home.path(JOURNAL)))
+            storage, _ = open_journal(Path(home.path(JOURNAL)))
         else:
             fetch_journal(home, Path(scratch) / JOURNAL)
-            storage = _open_journal(Path(scratch) / JOURNAL)
+            storage, _ = open_journal(Path(scratch) / JOURNAL)
         base = name if rdb else _IN_JOURNAL
         try:
             studies = [optuna.load_study(study_name=base, storage=storage)]
@@ -566,10 +575,6 @@ def check_rdb(url: str) -> None:
             f"study.storage={parts.set(query={}).render_as_string()}: a password in it; "
             f"it comes from the environment: PGPASSWORD, ~/.pgpass or {_PASSWORD}"
         )
-
-
-def _open_journal(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _open_rdb(url: str) -> RDBStorage:
@@ -635,19 +640,6 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         lost_seconds=attributes.get("lost_seconds", 0.0),
         origin=Origin(**origin) if origin else None,
     )
-
-
-def _mend(path: Path) -> None:
-    """Repairs what a killed driver may leave: Optuna's own lock and a torn last line, at which it would stop."""
-    with contextlib.suppress(FileNotFoundError):
-        path.with_name(path.name + ".lock").unlink()
-    if path.exists():
-        data = path.read_bytes()
-        kept = data.rfind(b"\n") + 1
-        if kept < len(data) and data[kept:].lstrip(b"\0") != data[kept:]:
-            raise InputError(f"{path}: damaged (zeros in it); put a copy of it back from before it was changed")
-        if kept < len(data):
-            os.truncate(path, kept)
 
 
 @contextlib.contextmanager

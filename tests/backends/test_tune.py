@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import TINY, Listener, outcomes, rows
@@ -37,6 +38,43 @@ def test_a_sweep_runs_its_trials_on_warm_processes_and_tracks_each(
     spools = [path.name for path in Path(sweep.storage.path("wandb")).glob("offline-run-*")]
     for number in range(6):
         assert sum(name.endswith(f"{sweep.name}-{number:05d}") for name in spools) == 1
+
+
+def test_a_process_that_takes_long_to_start_is_left_alone_while_short_trials_end_beside_it(
+    run_sweep: Callable[..., None], tmp_path: Path
+) -> None:
+    from pharos.backends.actor import TrialActor
+
+    starts = tmp_path / "starts"
+    starts.mkdir()
+
+    class Slow(TrialActor):
+        """Trains nothing; the second process of the sweep, and every later one, takes two seconds to start."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            (starts / str(os.getpid())).touch()
+            time.sleep(2.0 if len(list(starts.iterdir())) > 1 else 0.0)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            time.sleep(0.1)
+            metrics = {"val/pa_mpjpe": 1.0}
+            ending = {"outcome": "complete", "fidelity": 1, "metrics": metrics, "process": os.getpid()}
+            return {"ending": ending, "done": True}
+
+        def cleanup(self) -> None:
+            """Nothing."""
+
+    settings = [f"storage.url={tmp_path / 'sweeps'}", "trials=60", "tracking=none", "sampler=random", "scheduler=none"]
+    sweep = start("tipsy", settings, Listener())
+    run_sweep(sweep, Slow)
+    processes = [trial.user_attrs["process"] for trial in sweep.study._study.trials]
+    sweep.close()
+    assert len(processes) == 60
+    assert {path.name for path in starts.iterdir()} == set(map(str, processes))
+    assert len(set(processes)) == 2
 
 
 def test_a_killed_trial_goes_on_elsewhere_and_gives_the_numbers_it_would_have_given(

@@ -97,11 +97,14 @@ class Life:
         life = self
 
         def append_logs(self, logs):
-            if life.writes_left is not None:
-                life.writes_left -= 1
-                if life.writes_left < 0:
-                    raise Killed
+            # What is written at once may still be cut off after any line of it.
+            if life.writes_left is not None and life.writes_left < len(logs):
+                if life.writes_left:
+                    real(self, logs[: life.writes_left])
+                raise Killed
             real(self, logs)
+            if life.writes_left is not None:
+                life.writes_left -= len(logs)
 
         JournalFileBackend.append_logs = append_logs
         try:
