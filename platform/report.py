@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING
 
 from pharos.command import run_command
+
+if TYPE_CHECKING:
+    from pharos.config import Plan
+    from pharos.storage import Storage
 
 _EPILOG = """\
 examples:
@@ -13,6 +19,7 @@ examples:
   python platform/report.py s3://lab/sweeps/tipsy-2026-11-22-a1b2 --storage
   python platform/report.py tipsy-2026-11-22-a1b2 --storage storage.keep_trials=3 storage.keep_last=1
   python platform/report.py tipsy-2026-11-22-a1b2 --storage storage.keep_trials=3 --remove
+  python platform/report.py tipsy-2026-11-22-a1b2 --sync tracking.project=poses
 """
 
 
@@ -26,6 +33,9 @@ def main(arguments: list[str]) -> int:
         "--storage",
         action="store_true",
         help="show what each trial takes, and which checkpoints would go by storage.keep_* (the sweep's, or as given)",
+    )
+    parser.add_argument(
+        "--sync", action="store_true", help="send to W&B what it does not have: runs, the sweep's page, its summary"
     )
     parser.add_argument("--remove", action="store_true", help="with --storage: remove them; no driver may be running")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -43,7 +53,11 @@ def main(arguments: list[str]) -> int:
 
     if options.remove and not options.storage:
         raise InputError("--remove goes with --storage: it removes what --storage shows")
-    folder, plan = read_plan(options.sweep, options.settings, ("storage.",))
+    folder, plan = read_plan(
+        options.sweep, options.settings, ("tracking.", "storage.") if options.sync else ("storage.",)
+    )
+    if options.sync:
+        return _sync(folder, plan, options.json)
     if options.storage:
         uses = survey_sweep(folder, plan, remove=options.remove)
         print(
@@ -54,6 +68,20 @@ def main(arguments: list[str]) -> int:
         return 0
     summary = summarise_folder(folder, plan)
     print(json.dumps(summary, indent=2) if options.json else closing(summary, folder.root, plan.settings.trials))
+    return 0
+
+
+def _sync(folder: Storage, plan: Plan, as_json: bool) -> int:
+    from pharos.tracking.sync import sync
+
+    result = sync(folder, plan, lambda text: print(text, file=sys.stderr))
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return 0
+    lines = [f"{len(result['sent'])} trials sent, the others were there already"]
+    if result["running"]:
+        lines.append(f"left to the driver that trains them: {', '.join(result['running'])}")
+    print("\n".join([*lines, result["url"]] if result["url"] else lines))
     return 0
 
 

@@ -80,6 +80,7 @@ class TrackingConfig:
     mode: str = "auto"
     project: str = "pharos"
     entity: str | None = None
+    sweep: str = "attach"
 
     def to_dict(self, folder: str) -> dict[str, Any]:
         """As a trial needs it, with the folder that a tracker's own files go to."""
@@ -132,6 +133,7 @@ class Settings:
             "backend": (self.backend, ("tune", "local")),
             "tracking.name": (self.tracking.name, ("wandb", "none")),
             "tracking.mode": (self.tracking.mode, ("auto", "online", "offline")),
+            "tracking.sweep": (self.tracking.sweep, ("attach", "prior_runs", "group")),
             "engine.name": (self.engine.name, ("torch", "deepspeed")),
             "engine.precision": (self.engine.precision, tuple(PRECISIONS)),
             "resources.placement": (self.resources.placement, ("pack", "strict_pack", "spread")),
@@ -267,6 +269,7 @@ class Plan:
         Raises:
             InputError: The values contradict its types or its own rules.
         """
+
         def build() -> Any:
             config = copy.deepcopy(self._typed)
             for name, value in (params or {}).items():

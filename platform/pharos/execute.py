@@ -31,7 +31,7 @@ from pharos.run import Run
 from pharos.saver import Saver
 from pharos.spool import Spool, node_folder
 from pharos.storage import StorageConfig
-from pharos.tracking import open_tracker
+from pharos.tracking.tracker import open_tracker
 from pharos.trial import Ending, Outcome, Report, TrialSpec, TrialStopped
 from pharos.world import World, is_lost_link
 

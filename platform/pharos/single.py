@@ -25,7 +25,7 @@ from pharos.space import Params
 from pharos.storage import Storage
 from pharos.study import TrialRecord, best_record, read_study
 from pharos.summary import versions
-from pharos.tracking import wait_for_trackers
+from pharos.tracking.tracker import wait_for_trackers
 from pharos.trial import Ending, Outcome, Report, trial_id
 
 _FILE = "run.yaml"
@@ -45,6 +45,7 @@ class Single:
         spec = self.plan.trial_spec(
             self.name, 0, self.params, folder=self.folder.root, tracking_folder=self.folder.root
         )
+        spec.tracking["sweep"] = "group"  # there is none to join
         started = time.monotonic()
         runs: list[Run] = []
         gangs: list[Any] = []

@@ -102,7 +102,7 @@ class Sweep:
         self.slots = 1
         self._lost: dict[int, float] = {}  # by trial, what its present attempt says the one before lost
         self._is_new = is_new
-        self._listener = listener
+        self.listener = listener
         self._opened_at = time.monotonic()
         config = settings.storage
         self._folder = node_folder(storage, config.cache)
@@ -178,7 +178,7 @@ class Sweep:
             )
         if unknown:
             self.study.leave_out(unknown)
-            self._listener.note(
+            self.listener.note(
                 f"the study was lost before it knew the trials {names}; their files are left as they are"
             )
 
@@ -196,7 +196,7 @@ class Sweep:
             memory.add_named(wanted)
         self.study.learn(memory.evidence, self.plan.space, memory.note)
         for line in in_words(memory.note) or ["evidence: there is none"]:
-            self._listener.note(line)
+            self.listener.note(line)
 
     # What a backend calls
 
@@ -208,7 +208,7 @@ class Sweep:
         """
         self.slots = slots
         self._opened_at = time.monotonic()
-        self._listener.start(self, slots)
+        self.listener.start(self, slots)
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to start; None when there is none now (`finished` says whether there may be later)."""
@@ -231,7 +231,7 @@ class Sweep:
         if record.origin:
             document["origin"] = dataclasses.asdict(record.origin)
         self._write(f"trials/{spec.id}/trial.yaml", yaml.dump(document, Dumper=_Dumper).encode())
-        self._listener.started(record)
+        self.listener.started(record)
         return spec
 
     @property
@@ -260,7 +260,7 @@ class Sweep:
         decision = self.search.on_report(number, report)
         self._watch_store()
         self._watch_limits()
-        self._listener.reported(record, report)
+        self.listener.reported(record, report)
         if decision.action == Action.STOP:
             self._after_end(number)
         return decision.action
@@ -280,14 +280,14 @@ class Sweep:
             self._outbox.put("study", self._mirror.push)
         if self.settings.storage.keep_trials is not None:
             self._clear(unfinished=False)
-        self._listener.ended(self.study.records[number])
+        self.listener.ended(self.study.records[number])
 
     def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
         """Hears that a trial's process died: it goes on from its checkpoint, unless that happened too often."""
         if self.study.records[number].outcome != Outcome.RUNNING:
             return
         if self.search.on_lost(number, reason, outcome):
-            self._listener.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
+            self.listener.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
         else:
             self._after_end(number)
 
@@ -299,11 +299,11 @@ class Sweep:
         """Starts no more trials; backends let those that run save and stop."""
         if not self.stopped_by_hand:
             self.stopped_by_hand = True
-            self._listener.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
+            self.listener.note("stopping: running trials save at the end of their epoch (once more to stop at once)")
 
     def discard(self) -> None:
         """Lets a sweep go that could not be run; a new one of which no trial was started leaves nothing behind."""
-        self._listener.stop()
+        self.listener.stop()
         if not self._is_new or self.study.records:
             self.close()
             return
@@ -319,7 +319,7 @@ class Sweep:
         Raises:
             StorageError: Not all of the sweep could be brought to where it belongs.
         """
-        self._listener.stop()
+        self.listener.stop()
         try:
             self.study.set_usage(self.usage)
             self.study.set_note("over", self.search.over)
@@ -402,7 +402,7 @@ class Sweep:
         )
         if reason:
             self.search.over = reason
-            self._listener.note(f"enough: {reason}; running trials save and stop")
+            self.listener.note(f"enough: {reason}; running trials save and stop")
 
     def _is_lost(self) -> bool:
         """Whether no trial can be started any more, as the store does not take what the sweep writes."""
@@ -425,15 +425,15 @@ class Sweep:
         if self._outbox is None:
             return
         if self._outbox.refusal and not self.interrupted:
-            self._listener.note(self._outbox.refusal)
+            self.listener.note(self._outbox.refusal)
             self.interrupt()
         seconds, why = self._outbox.trouble
         if seconds > _CUT_OFF_SECONDS and not self._is_cut_off:
             self._is_cut_off = True
-            self._listener.note(f"{self.storage.root} does not answer ({why}); trials go on, and what waits goes later")
+            self.listener.note(f"{self.storage.root} does not answer ({why}); trials go on, and what waits goes later")
         elif self._is_cut_off and not seconds:
             self._is_cut_off = False
-            self._listener.note(f"{self.storage.root} answers again")
+            self.listener.note(f"{self.storage.root} answers again")
 
     def _count_lost(self, record: TrialRecord, seconds: float) -> None:
         """Counts once what every report and the ending of an attempt say of the attempt before."""

@@ -11,6 +11,7 @@ from pharos.errors import InputError
 
 if TYPE_CHECKING:
     from pharos.sweep import Sweep
+    from pharos.tracking.page import Page
 
 # Read by Ray when it is imported, which the modules of this package do.
 for _name, _value in {
@@ -42,6 +43,7 @@ def finish_sweep(sweep: Sweep) -> dict[str, Any]:
     Raises:
         InputError: It cannot be run; a new sweep of which no trial was started leaves nothing behind.
     """
+    page = _page(sweep)
     try:
         with on_stop_signal(sweep.interrupt):
             run_sweep(sweep)
@@ -51,7 +53,22 @@ def finish_sweep(sweep: Sweep) -> dict[str, Any]:
     except BaseException:
         sweep.close()
         raise
-    return sweep.close()
+    summary = sweep.close()
+    if page is not None:
+        for line in page.close(summary, list(sweep.study.records.values())):
+            sweep.listener.note(line)
+    return summary
+
+
+def _page(sweep: Sweep) -> Page | None:
+    """Its page in W&B, which is being made from now on."""
+    if sweep.settings.tracking.name != "wandb":
+        return None
+    from pharos.tracking.page import Page
+
+    page = Page(sweep.name, sweep.plan, sweep.storage)
+    page.open()
+    return page
 
 
 def run_sweep(sweep: Sweep) -> None:

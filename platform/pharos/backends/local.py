@@ -8,7 +8,7 @@ from pharos.execute import execute
 from pharos.run import Run
 from pharos.schedulers.base import Action
 from pharos.sweep import Sweep
-from pharos.tracking import wait_for_trackers
+from pharos.tracking.tracker import wait_for_trackers
 from pharos.trial import Outcome, Report, TrialSpec
 
 

@@ -167,7 +167,6 @@ def run_sweep(sweep: Sweep, actor: type[tune.Trainable] = TrialActor) -> None:
         guard = _Guard()
         sweep.open(slots)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)  # their processes start side by side
-        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"  # Tune's own record of all trials, which nobody reads
         with tempfile.TemporaryDirectory(prefix="pharos-tune-") as scratch:
             tune.run(
                 tune.with_resources(actor, tune.PlacementGroupFactory(bundles, strategy=resources.placement.upper())),

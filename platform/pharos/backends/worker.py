@@ -140,7 +140,7 @@ class Worker:
 
     def flush(self) -> None:
         """Waits for what is still being written about the last trial."""
-        from pharos.tracking import wait_for_trackers
+        from pharos.tracking.tracker import wait_for_trackers
 
         wait_for_trackers(3)
 

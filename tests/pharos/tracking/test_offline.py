@@ -14,7 +14,7 @@ import pytest
 
 from pharos.execute import execute
 from pharos.run import Run
-from pharos.tracking import wait_for_trackers
+from pharos.tracking.tracker import wait_for_trackers
 from pharos.trial import Outcome, TrialSpec
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
