@@ -81,6 +81,7 @@ class TrackingConfig:
     project: str = "pharos"
     entity: str | None = None
     sweep: str = "attach"
+    gradients: bool = False
 
     def to_dict(self, folder: str) -> dict[str, Any]:
         """As a trial needs it, with the folder that a tracker's own files go to."""
@@ -210,6 +211,8 @@ class Settings:
             raise InputError(f"resources.gpus_per_worker={gpus:g}: a worker uses one GPU; ask for more workers instead")
         if self.engine.zero > 3:
             raise InputError(f"engine.zero={self.engine.zero}: ZeRO has the stages 0, 1, 2 and 3")
+        if self.tracking.gradients and (self.engine.name != "torch" or self.tracking.name != "wandb"):
+            raise InputError("tracking.gradients=true needs tracking=wandb and engine=torch: DeepSpeed keeps none")
         if self.engine.name == "torch" and (self.engine.zero or self.engine.offload or self.engine.config):
             raise InputError("engine.zero, engine.offload and engine.config are DeepSpeed's: add engine=deepspeed")
         if self.engine.name == "deepspeed" and self.engine.precision == "fp16" and not self.engine.zero:

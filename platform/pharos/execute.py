@@ -158,6 +158,7 @@ def _execute(
             watched=spec.watched,
             on_report=report,
             on_image=tracker.image if tracker else lambda step, name, image: None,
+            on_histogram=tracker.histogram if tracker and spec.tracking.get("gradients") else None,
             saver=_saver(spec, spool, world, attempt),
             saved=saved,
             rescue=None if spool.home.is_local else spool.folder.sub("checkpoints"),

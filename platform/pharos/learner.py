@@ -132,6 +132,12 @@ class Learner:
 
     # What the run uses
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of each parameter in the last step, clipped; none under DeepSpeed, which does not keep them."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.grad is not None:
+                yield name, parameter.grad.detach()
+
     def take_mean_loss(self) -> float | None:
         """This worker's mean loss of the steps since the last call; None when there were none."""
         mean = float(self._loss_sum) / self._steps if self._steps else None

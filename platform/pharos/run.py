@@ -63,6 +63,8 @@ class Run:
         objective: The metric the search compares; its last value is the trial's result.
         watched: Other metrics that it compares or bounds; `peak_memory_gb` is measured here.
         on_report: Receives each report at once; it must not wait for storage or network.
+        on_image: Receives pictures with the fidelity and their names.
+        on_histogram: Receives the gradients of the last step of each epoch, by parameter; None: nobody wants them.
         saver: Saves checkpoints; None trains without.
         saved: The checkpoint to go on from.
         checkpoint_seconds: Least time between two checkpoints; there is always one at the end.
@@ -79,6 +81,7 @@ class Run:
         watched: Collection[str] = (),
         on_report: Callable[[Report], None] = lambda report: None,
         on_image: Callable[[int, str, Tensor], None] = lambda step, name, image: None,
+        on_histogram: Callable[[int, str, Tensor], None] | None = None,
         saver: Saver | None = None,
         saved: Checkpoint | None = None,
         checkpoint_seconds: float = 30.0,
@@ -101,6 +104,7 @@ class Run:
         self._watched = {objective, *watched}
         self._on_report = on_report
         self._on_image = on_image
+        self._on_histogram = on_histogram
         self._saver = saver
         self._rescue = rescue
         self._checkpoint_seconds = checkpoint_seconds
@@ -176,7 +180,8 @@ class Run:
 
     def log_image(self, name: str, image: Tensor) -> None:
         """Shows a picture, (3, height, width) with values in [0, 1], where the run is tracked."""
-        self._on_image(self.fidelity, name, image)
+        # It belongs to the epoch that is being trained, whose report may come before it or after it.
+        self._on_image(self.fidelity + 1 if self._loops else max(1, self.fidelity), name, image)
 
     def cached(self, key: Hashable, build: Callable[[], T]) -> T:
         """What `build` makes, shared by the trials of this process: data that does not change between them."""
@@ -343,6 +348,9 @@ class Run:
             loss = learner.take_mean_loss()
             if loss is not None:
                 values[f"loss/{learner.name}"] = loss
+            if self._on_histogram is not None:
+                for name, gradient in learner.gradients():
+                    self._on_histogram(self.fidelity + 1, f"gradients/{learner.name}/{name}", gradient)
         self.ticks += 1
         # All workers go on with the same numbers, so that they judge them alike.
         values = self.world.mean(values)

@@ -740,8 +740,21 @@ def test_a_picture_goes_where_the_run_is_tracked():
     shown = []
     run = Run(seed=1, on_image=lambda *image: shown.append(image))
     image = torch.zeros(3, 2, 2)
-    run.log_image("sample", image)
-    assert shown == [(0, "sample", image)]
+    run.log_image("before", image)
+    for epoch in run.epochs("fit", 2):
+        run.log_image("early", image)
+        epoch.report(error=1.0)
+        run.log_image("late", image)
+    run.log_image("after", image)
+    assert [each[:2] for each in shown] == [
+        (1, "before"),
+        (1, "early"),
+        (1, "late"),
+        (2, "early"),
+        (2, "late"),
+        (2, "after"),
+    ]
+    assert shown[0][2] is image
 
 
 def test_the_cache_shares_between_runs_and_forgets_what_was_not_used_longest(monkeypatch):

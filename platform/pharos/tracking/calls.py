@@ -6,13 +6,18 @@ python -m pharos.tracking.calls    {"call": NAME, ...} on standard input, its an
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pharos
 from pharos.errors import PharosError
+
+_HERE = str(Path(pharos.__file__).parents[1])
 
 
 def call(name: str, seconds: float, **arguments: Any) -> dict[str, Any]:
@@ -33,6 +38,7 @@ def call(name: str, seconds: float, **arguments: Any) -> dict[str, Any]:
                 [sys.executable, "-m", "pharos.tracking.calls"],
                 check=False,
                 cwd=scratch,
+                env={**os.environ, "PYTHONPATH": _HERE},
                 input=json.dumps({"call": name, **arguments}),
                 capture_output=True,
                 text=True,

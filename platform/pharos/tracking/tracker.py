@@ -26,6 +26,8 @@ class Tracker(Protocol):
 
     def image(self, fidelity: int, name: str, image: Tensor) -> None: ...
 
+    def histogram(self, fidelity: int, name: str, values: Tensor) -> None: ...
+
     def finish(self, ending: Ending) -> None: ...
 
 
@@ -36,6 +38,9 @@ class NoTracker:
         pass
 
     def image(self, fidelity: int, name: str, image: Tensor) -> None:
+        pass
+
+    def histogram(self, fidelity: int, name: str, values: Tensor) -> None:
         pass
 
     def finish(self, ending: Ending) -> None:

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pharos.errors import StorageError
@@ -50,6 +52,7 @@ _TAIL = (
     "query RunResumeStatus($project: String, $entity: String, $name: String!) { model(name: $project, "
     "entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"
 )
+_BINS = 64
 _FAILED = (Outcome.FAILED, Outcome.OUT_OF_MEMORY)
 _UNFINISHED = (Outcome.INTERRUPTED, Outcome.PAUSED)
 
@@ -83,6 +86,14 @@ class WandbTracker:
     def image(self, fidelity: int, name: str, image: Tensor) -> None:
         self._queue.put(("image", (fidelity, name, image.detach().cpu())))
 
+    def histogram(self, fidelity: int, name: str, values: Tensor) -> None:
+        # Counted where the values are: only the counts leave the device.
+        values = values.float().flatten()
+        low, high = (float(edge) for edge in values.aminmax())
+        if math.isfinite(low) and math.isfinite(high):
+            counts = torch.histc(values, _BINS, low, high)
+            self._queue.put(("histogram", (fidelity, name, (counts.cpu().numpy(), np.linspace(low, high, _BINS + 1)))))
+
     def finish(self, ending: Ending) -> None:
         self._queue.put(("finish", ending))
         self._has_ended.set()
@@ -105,7 +116,8 @@ class WandbTracker:
                 else:
                     import wandb
 
-                    run.log({"fidelity": fidelity, value[1]: wandb.Image(pixels(value[2]))})
+                    shown = wandb.Image(pixels(value[2])) if kind == "image" else wandb.Histogram(np_histogram=value[2])
+                    run.log({"fidelity": fidelity, value[1]: shown})
             was_sent = finish_run(run, value.outcome, value.reason)
             if was_sent:
                 self._home.write_bytes(marker(self._spec.id), b"")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from wandb_server import ENTITY, KEY, Recorded, WandbServer
 
 from pharos import sweep as sweep_module
@@ -120,6 +121,20 @@ def test_a_search_is_a_sweep_that_each_run_joins_and_nothing_secret_is_sent(toy:
     assert KEY.encode() not in sent  # in the clear
     for path in Path(toy.url).rglob("*"):
         assert not path.is_file() or not any(v.encode() in path.read_bytes() for v in (*SECRETS.values(), KEY))
+
+
+def test_gradients_and_pictures_are_shown_on_demand_on_the_same_axis(toy: Any, server: WandbServer) -> None:
+    toy.in_epoch = lambda run, epoch, config: run.log_image("fit", torch.rand(3, 8, 8))
+    finish_sweep(begin(toy, "trials=1", "tracking.gradients=true"))
+    (run,) = trials(server).values()
+    shown = [row for row in run.history if "gradients/net/0.weight" in row]
+    assert [row["fidelity"] for row in shown] == [1, 2]
+    histogram = shown[0]["gradients/net/0.weight"]
+    assert histogram["_type"] == "histogram"
+    assert sum(histogram["values"]) == 4  # a weight for each of the four units
+    pictures = [row for row in run.history if "fit" in row]
+    assert [row["fit"]["_type"] for row in pictures] == ["image-file"] * 2
+    assert all(row["fit"]["path"] in run.files for row in pictures)
 
 
 def test_a_sweep_that_is_extended_stays_the_same_sweep(toy: Any, server: WandbServer) -> None:
