@@ -62,9 +62,9 @@ class Console:
         reached = f"{record.fidelity}/{self._sweep.max_fidelity(record)}"
         self.note(
             f"trial {trial_id(record.number)} {record.outcome} at {reached}: "
-            + _results(self._sweep.objectives.metrics, record.last_values)
+            + results(self._sweep.objectives.metrics, record.last_values)
             + _best(self._sweep, ", best ")
-            + (f"; {_last_line(record.reason)}" if record.reason else "")
+            + (f"; {last_line(record.reason)}" if record.reason else "")
             + f"; {progress(self._sweep, self._opened_at)}"
         )
 
@@ -74,6 +74,9 @@ class Console:
 
     def stop(self) -> None:
         pass
+
+    def closed(self) -> None:
+        """What came of it, the command says."""
 
 
 class LiveConsole(Console):
@@ -338,7 +341,8 @@ def _with_margin(mean: float | None, low: float | None) -> str:
     return f"{mean:.{decimals}f} ± {margin:.{decimals}f}"
 
 
-def _results(metrics: Sequence[str], values: Sequence[float] | None) -> str:
+def results(metrics: Sequence[str], values: Sequence[float] | None) -> str:
+    """Metrics and their values, in one line."""
     shown = map(_number, values) if values else ["-"] * len(metrics)
     return " ".join(f"{metric}={value}" for metric, value in zip(metrics, shown, strict=True))
 
@@ -355,5 +359,6 @@ def _short(params: dict[str, Any]) -> str:
     return " ".join(f"{name.removeprefix('recipe.')}={_number(value)}" for name, value in params.items())
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """What a traceback says in the end."""
     return text.strip().rsplit("\n", 1)[-1]
