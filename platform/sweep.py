@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
 
     # Imported late: --help and a mistyped flag need no torch.
     from pharos.backends import finish_sweep
-    from pharos.console import closing, make_console
+    from pharos.console import closing
+    from pharos.live import make_console
     from pharos.sweep import reopen, start
 
     if options.show_space:

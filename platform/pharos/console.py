@@ -1,6 +1,6 @@
-"""What a person sees of a sweep while it runs: a live table in a terminal, one plain line an event elsewhere.
+"""What a person reads of a sweep: one plain line an event while it runs, and what is said at its end.
 
-Both go to standard error, so that standard output holds the result alone.
+The lines go to standard error, so that standard output holds the result alone. In a terminal `pharos.live` has a table.
 """
 
 from __future__ import annotations
@@ -80,15 +80,6 @@ class Console:
 
     def closed(self) -> None:
         """What came of it, the command says."""
-
-
-def make_console(json_only: bool) -> Console:
-    """A live table where standard error is a terminal, else plain lines."""
-    if json_only or not sys.stderr.isatty():
-        return Console()
-    from pharos.live import LiveConsole
-
-    return LiveConsole()
 
 
 def progress(sweep: Sweep, opened_at: float) -> str:

@@ -6,6 +6,7 @@ many came to what, how far it is and how long it may take. What does not fit is 
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -223,6 +224,11 @@ def _counts(sweep: Sweep) -> str:
 def _bar(done: int, whole: int, width: int) -> str:
     filled = min(width, width * done // max(1, whole))
     return "━" * filled + "─" * (width - filled)
+
+
+def make_console(json_only: bool) -> Console:
+    """A live table where standard error is a terminal, else plain lines."""
+    return LiveConsole() if sys.stderr.isatty() and not json_only else Console()
 
 
 def cut(text: str, width: int) -> str:
