@@ -6,7 +6,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test lint format table clean
+.PHONY: help install sweep dashboard test lint format table clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,11 +16,14 @@ install: $(INSTALLED) ## create .venv and install Pharos and all that it uses
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[tune,deepspeed,s3,postgresql,wandb,pose,dev]'
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[tune,deepspeed,s3,postgresql,wandb,pose,dashboard,dev]'
 	@touch $@
 
 sweep: $(INSTALLED) ## search FAMILY (tipsy) on the embedded default; ARGS pass through: make sweep ARGS='trials=8 seed=1'
 	$(VENV)/bin/python platform/sweep.py --family $(FAMILY) $(ARGS)
+
+dashboard: $(INSTALLED) ## Optuna's dashboard on SWEEP, at http://127.0.0.1:8080 (another port: ARGS='--port 8081')
+	$(VENV)/bin/python platform/dashboard.py $(SWEEP) $(ARGS)
 
 test: $(INSTALLED) ## run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -17,6 +17,7 @@ settings are name=value and documented where they are defined, in platform/pharo
   scheduler=asha|promotion|hyperband|median|pbt|none  warm_start=auto|[SWEEP,...]
   'objective=[{metric: NAME, mode: min}, ...]'  'constraints={peak_memory_gb: "<= 20"}'
   storage.url=sweeps  tracking.mode=auto|online|offline  tracking=none
+  notify.webhook=true  'notify.on=[end, breaker, stall]'     a message to the webhook in $PHAROS_WEBHOOK
   resources.workers=1  resources.cpus_per_worker=1  resources.gpus_per_worker=1  resources.concurrency=2
   engine=torch|deepspeed  engine.precision=fp32|bf16|fp16  engine.zero=0|1|2|3 (deepspeed)
   recipe.NAME=VALUE             fix a value of the family's recipe
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> int:
 
     # Imported late: --help and a mistyped flag need no torch.
     from pharos.backends import finish_sweep
-    from pharos.console import closing, make_console
+    from pharos.console import closing
+    from pharos.live import make_console
     from pharos.sweep import reopen, start
 
     if options.show_space:

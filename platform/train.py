@@ -72,9 +72,10 @@ def main(arguments: list[str]) -> int:
 
 def _finalists(options: argparse.Namespace) -> int:
     from pharos.backends import finish_sweep
-    from pharos.console import closing, make_console
+    from pharos.console import closing
     from pharos.errors import InputError
     from pharos.finalists import start
+    from pharos.live import make_console
 
     given = "--top" if options.top is not None else "--seeds"
     if not options.sweep:

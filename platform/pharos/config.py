@@ -32,6 +32,7 @@ from pharos.cache import configure
 from pharos.engines.base import PRECISIONS, EngineConfig
 from pharos.errors import InputError
 from pharos.families import ROOT, load_recipe, space_file, suggest
+from pharos.notify import NotifyConfig, check_no_url
 from pharos.recipe import Recipe, build_config, typed
 from pharos.schedulers.choice import SchedulerConfig
 from pharos.search.objective import Constraint, Objectives, parse_constraints, parse_objectives
@@ -47,7 +48,7 @@ LIMITS = ("hours", "gpu_hours", "stop_at", "plateau", "breaker")
 _HOW = ("retries", "checkpoint_seconds", "resources.", "tracking.", "storage.", "study.storage")
 SEED = "seed"
 """The name of a dimension that is no value of the recipe: finalists are trained on several seeds."""
-SWEEP_OVERRIDES = ("trials", "backend", *LIMITS, *_HOW)
+SWEEP_OVERRIDES = ("trials", "backend", "notify.", *LIMITS, *_HOW)
 """What may change when a sweep is resumed or extended."""
 RUN_OVERRIDES = ("seed", *_HOW, "engine.")
 """What may change when a sweep's trial is trained again, or a run goes on."""
@@ -126,6 +127,7 @@ class Settings:
     storage: StorageConfig = field(default_factory=StorageConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
@@ -176,6 +178,7 @@ class Settings:
         self.constraints = {bound.metric: f"{bound.operator} {bound.bound!r}" for bound in self.bounds}
         self.scheduler.check(len(objectives))
         self.sampler.check(len(objectives))
+        self.notify.check()
         if len(objectives) > 1 and self.stop_at is not None:
             raise InputError("stop_at is for one objective; with several, plateau=… stops when the front stands still")
         if self.warm_start != "auto" and not isinstance(self.warm_start, list):
@@ -348,6 +351,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
     Raises:
         InputError: Anything at all is wrong with them.
     """
+    check_no_url(overrides)
     recipe = load_recipe(family)
     # Typed twice, the last one counts, be it a range or a value.
     typed = list({text.split("=")[0]: text for text in map(_expand, overrides)}.values())
@@ -384,6 +388,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
         raise InputError("objective: none is given; such as {metric: accuracy, mode: max}")
 
     settings.scheduler.check_used()
+    settings.notify.check_used()
     settings.engine = _with_file(settings.engine)
     if settings.tracking.name == "wandb" and importlib.util.find_spec("wandb") is None:
         raise InputError("tracking=wandb needs wandb: pip install -c constraints.txt wandb, or use tracking=none")
@@ -426,6 +431,8 @@ def reopen_plan(
     Raises:
         InputError: An override would change what may not change, or is malformed.
     """
+    check_no_url(overrides)
+    check_no_url(f"notify.{name}={value}" for name, value in document["settings"].get("notify", {}).items())
     overrides = [each for text in overrides for each in _ENGINES.get(text, [text])]
     searched = [_expand(text) for text in overrides if extend and _expand(text).startswith("recipe.")]
     overrides = [text for text in overrides if _expand(text) not in searched]

@@ -1,11 +1,12 @@
-"""What a person sees of a sweep while it runs: a live table in a terminal, one plain line an event elsewhere.
+"""What a person reads of a sweep: one plain line an event while it runs, and what is said at its end.
 
-Both go to standard error, so that standard output holds the result alone.
+The lines go to standard error, so that standard output holds the result alone. In a terminal `pharos.live` has a table.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -18,15 +19,10 @@ if TYPE_CHECKING:
     from pharos.survey import TrialUse
     from pharos.sweep import Sweep
 
-_ROWS = 14
-_STYLES = {
-    Outcome.COMPLETE: "green",
-    Outcome.RUNNING: "cyan",
-    Outcome.PRUNED: "dim",
-    Outcome.INTERRUPTED: "yellow",
-    Outcome.PAUSED: "blue",
-    Outcome.CANCELLED: "yellow",
-}
+_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# A log has a word at least so often while trials report.
+_SILENT_SECONDS = 600.0
 
 
 class Console:
@@ -34,7 +30,7 @@ class Console:
 
     def __init__(self) -> None:
         self._sweep: Sweep | None = None
-        self._opened_at = time.monotonic()
+        self._opened_at = self._said_at = time.monotonic()
 
     def start(self, sweep: Sweep, slots: int) -> None:
         self._sweep = sweep
@@ -55,96 +51,35 @@ class Console:
         self.note(f"trial {trial_id(record.number)} {verb}: {_short(record.params)}")
 
     def reported(self, record: TrialRecord, report: Report) -> None:
-        """A plain log has a line a trial's start and end; one a report would drown them."""
+        """A line a report would drown those of starts and ends; where these are rare, one shows that all is well."""
+        if self._sweep is not None and time.monotonic() - self._said_at > _SILENT_SECONDS:
+            self.note(
+                f"trial {trial_id(record.number)} at {record.fidelity}/{self._sweep.max_fidelity(record)}: "
+                f"{results(self._sweep.objectives.metrics, record.last_values)}, {self._sweep.running} running; "
+                f"{progress(self._sweep, self._opened_at)}"
+            )
 
     def ended(self, record: TrialRecord) -> None:
         assert self._sweep is not None
         reached = f"{record.fidelity}/{self._sweep.max_fidelity(record)}"
         self.note(
-            f"trial {trial_id(record.number)} {record.outcome} at {reached}: "
-            + _results(self._sweep.objectives.metrics, record.last_values)
+            f"trial {trial_id(record.number)} {record.outcome} at {reached} in {clock(record.seconds)}: "
+            + results(self._sweep.objectives.metrics, record.last_values)
             + _best(self._sweep, ", best ")
-            + (f"; {_last_line(record.reason)}" if record.reason else "")
+            + (f"; {last_line(record.reason)}" if record.reason else "")
             + f"; {progress(self._sweep, self._opened_at)}"
         )
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+        self._said_at = time.monotonic()
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain(text)}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         pass
 
-
-class LiveConsole(Console):
-    """A table that is redrawn four times a second: trials that run, those that ended last, the best, the time left."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from rich.console import Console as Terminal
-        from rich.live import Live
-
-        self._live = Live(
-            console=Terminal(stderr=True), get_renderable=self._table, refresh_per_second=4, transient=True
-        )
-
-    def start(self, sweep: Sweep, slots: int) -> None:
-        super().start(sweep, slots)
-        self._live.start()
-
-    def started(self, record: TrialRecord) -> None:
-        pass
-
-    def ended(self, record: TrialRecord) -> None:
-        if record.outcome not in (Outcome.COMPLETE, Outcome.PRUNED):
-            super().ended(record)
-
-    def note(self, text: str) -> None:
-        self._live.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False)
-
-    def stop(self) -> None:
-        self._live.stop()
-
-    def _table(self) -> Any:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        sweep = self._sweep
-        if sweep is None:
-            return Text("")
-        # A copy: the backend's thread adds to it while this one draws.
-        records = list(sweep.study.records.values())
-        running = [r for r in records if r.outcome == Outcome.RUNNING]
-        ended = [r for r in records if r.outcome != Outcome.RUNNING]
-        room = max(2, _ROWS - len(running[:_ROWS]))
-        shown = sorted(ended[-room:] + running[:_ROWS], key=lambda r: r.number)
-        best = sweep.search.best
-        metrics = sweep.objectives.metrics
-        table = Table(box=None, pad_edge=False, expand=False)
-        for title in ("trial", "state", "", "epoch", *metrics):
-            table.add_column(title, justify="left" if title in ("trial", "state") else "right", no_wrap=True)
-        # The one column that gives way in a narrow terminal; its text is cut, not wrapped.
-        table.add_column("values")
-        for record in shown:
-            mark = "*" if best is not None and record.number == best.number else " "
-            table.add_row(
-                trial_id(record.number) + mark,
-                Text(str(record.outcome), style=_STYLES.get(record.outcome, "red")),
-                ProgressBar(total=sweep.max_fidelity(record), completed=record.fidelity, width=8),
-                f"{record.fidelity}/{sweep.max_fidelity(record)}",
-                *map(_number, record.last_values or [None] * len(metrics)),
-                Text(_short(record.params), style="dim", no_wrap=True, overflow="ellipsis"),
-            )
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in sweep.study.counts.items() if count)
-        line = f"{sweep.name}  {counts}{_best(sweep, '  best ')}"
-        return Group(table, Text(line, style="bold"), Text(progress(sweep, self._opened_at), style="dim"))
-
-
-def make_console(json_only: bool) -> Console:
-    """A live table where standard error is a terminal, else plain lines."""
-    return LiveConsole() if sys.stderr.isatty() and not json_only else Console()
+    def closed(self) -> None:
+        """What came of it, the command says."""
 
 
 def progress(sweep: Sweep, opened_at: float) -> str:
@@ -193,13 +128,13 @@ def closing(summary: dict[str, Any], folder: str, total: int) -> str:
         theirs = paper or {"values": {}, "params": {}, "outcome": ""}
         note = "" if theirs["outcome"] in ("complete", "") else f" ({theirs['outcome']} at {theirs['fidelity']})"
         for metric, value in best["values"].items():
-            rows.append((metric, _number(value), _number(theirs["values"].get(metric)) + note))
+            rows.append((metric, number(value), number(theirs["values"].get(metric)) + note))
         for name in sorted({*best["params"], *theirs["params"]}):
-            rows.append((name, _number(best["params"].get(name)), _number(theirs["params"].get(name))))
+            rows.append((name, number(best["params"].get(name)), number(theirs["params"].get(name))))
         lines += _aligned(rows if paper else [row[:2] for row in rows])
     if summary["pareto"] and summary["pareto"]["front"] and not finalists:
         pareto = summary["pareto"]
-        against = " ".join(f"{metric}={_number(value)}" for metric, value in pareto["reference"].items())
+        against = " ".join(f"{metric}={number(value)}" for metric, value in pareto["reference"].items())
         volume = f"hypervolume {pareto['hypervolume']:.4g} to {against}"
         lines.append(f"Pareto front: {len(pareto['front'])} trials, {volume}")
         metrics = list(pareto["reference"])
@@ -207,7 +142,7 @@ def closing(summary: dict[str, Any], folder: str, total: int) -> str:
             [
                 ("trial", *metrics, "values"),
                 *(
-                    (each["trial"], *(_number(each["values"][metric]) for metric in metrics), _short(each["params"]))
+                    (each["trial"], *(number(each["values"][metric]) for metric in metrics), _short(each["params"]))
                     for each in pareto["front"]
                 ),
             ]
@@ -236,7 +171,7 @@ def _finalists(standings: dict[str, Any]) -> list[str]:
     for row in rows:
         cells = []
         for each in row["values"].values():
-            cells += [_number(each["search"]), _with_margin(each["mean"], each["low"]), _number(each["sd"])]
+            cells += [number(each["search"]), _with_margin(each["mean"], each["low"]), number(each["sd"])]
         lost = [f"{count} {outcome}" for outcome, count in row["missing"].items()]
         lost += [f"{row['infeasible']} infeasible"] if row["infeasible"] else []
         runs = f"{row['n']}/{len(standings['seeds'])}" + (f" ({', '.join(lost)})" if lost else "")
@@ -258,7 +193,7 @@ def _finalists(standings: dict[str, Any]) -> list[str]:
     if first["low"] is not None:
         lines.append(
             f"expect {standings['metric']} {_with_margin(first['mean'], first['low'])} of trial {standings['winner']}; "
-            f"the search had {_number(first['search'])}, {'better' if first['flattery'] > 0 else 'worse'} "
+            f"the search had {number(first['search'])}, {'better' if first['flattery'] > 0 else 'worse'} "
             f"by {abs(first['flattery']):.2g}"
         )
     return lines
@@ -321,7 +256,8 @@ def _bytes(count: int) -> str:
     return f"{count:.4g} TB"
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A value for people."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -330,16 +266,17 @@ def _number(value: Any) -> str:
 def _with_margin(mean: float | None, low: float | None) -> str:
     """A mean and half the width of its interval, in as many digits as that leaves to tell."""
     if mean is None or low is None:
-        return _number(mean)
+        return number(mean)
     margin = mean - low
     if not margin or not math.isfinite(margin):
-        return f"{_number(mean)} ± {_number(margin)}"
+        return f"{number(mean)} ± {number(margin)}"
     decimals = max(0, 2 - math.floor(math.log10(margin)))
     return f"{mean:.{decimals}f} ± {margin:.{decimals}f}"
 
 
-def _results(metrics: Sequence[str], values: Sequence[float] | None) -> str:
-    shown = map(_number, values) if values else ["-"] * len(metrics)
+def results(metrics: Sequence[str], values: Sequence[float] | None) -> str:
+    """Metrics and their values, in one line."""
+    shown = map(number, values) if values else ["-"] * len(metrics)
     return " ".join(f"{metric}={value}" for metric, value in zip(metrics, shown, strict=True))
 
 
@@ -348,12 +285,18 @@ def _best(sweep: Sweep, before: str) -> str:
     best = sweep.search.best
     if best is None:
         return ""
-    return f"{before}{' '.join(map(_number, best.values or ()))} ({trial_id(best.number)})"
+    return f"{before}{' '.join(map(number, best.values or ()))} ({trial_id(best.number)})"
 
 
 def _short(params: dict[str, Any]) -> str:
-    return " ".join(f"{name.removeprefix('recipe.')}={_number(value)}" for name, value in params.items())
+    return " ".join(f"{name.removeprefix('recipe.')}={number(value)}" for name, value in params.items())
 
 
-def _last_line(text: str) -> str:
+def plain(text: str) -> str:
+    """A text in one line, without what would change a terminal's colours or move its cursor."""
+    return _CONTROL.sub(" ", _ESCAPE.sub("", text)).strip()
+
+
+def last_line(text: str) -> str:
+    """What a traceback says in the end."""
     return text.strip().rsplit("\n", 1)[-1]

@@ -24,7 +24,7 @@ from pharos.study import TrialRecord, ranked, read_study
 from pharos.sweep import Listener, Sweep, create
 from pharos.trial import trial_id
 
-OVERRIDES = ("backend", *RUN_OVERRIDES)
+OVERRIDES = ("backend", "notify.", *RUN_OVERRIDES)
 """What may differ from the sweep that the finalists come from; of another `seed` follow other fresh seeds."""
 
 

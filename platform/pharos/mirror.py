@@ -193,31 +193,44 @@ def fetch_journal(home: Storage, target: Path) -> None:
     Raises:
         InputError: There is none, or it is damaged.
     """
+    target.write_bytes(fetch_news(home, 0))
+
+
+def fetch_news(home: Storage, start: int) -> bytes:
+    """What the store has of a sweep's journal from that byte on; nothing, if it has no more.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
     for attempt in range(3):
         try:
             pointer = _read_pointer(home)
         except FileNotFoundError:
             raise InputError(f"{home.path(POINTER)}: no such study; name a sweep's folder") from None
         try:
-            target.write_bytes(_fetch(home, pointer))
+            return _fetch(home, pointer, start)
         except InputError:
             # Its driver may just have put the segments together.
             if attempt == 2:
                 raise
-        else:
-            return
+    raise AssertionError
 
 
-def _fetch(home: Storage, pointer: _Pointer) -> bytes:
+def _fetch(home: Storage, pointer: _Pointer, start: int = 0) -> bytes:
+    """The journal from a byte on: segments only ever continue it, also when they are put together."""
     data = b""
     for segment in pointer.segments:
+        if start >= segment.bytes:
+            start -= segment.bytes
+            continue
         try:
             part = home.read_bytes(f"{_SEGMENTS}/{segment.name}")
         except FileNotFoundError:
             raise InputError(f"{home.path(_SEGMENTS, segment.name)}: missing; put a copy of it back") from None
         if len(part) != segment.bytes or hashlib.sha256(part).hexdigest() != segment.sha256:
             raise InputError(f"{home.path(_SEGMENTS, segment.name)}: damaged; put a copy of it back")
-        data += part
+        data += part[start:]
+        start = 0
     return data
 
 

@@ -49,7 +49,7 @@ _WORDS = {
     "ParamValidationError": "not a valid bucket or key",
 }
 _SECRET_NAMES = re.compile(
-    r"(SECRET|TOKEN|PASSWORD|PGPASS|API_KEY|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING)", re.IGNORECASE
+    r"(SECRET|TOKEN|PASSWORD|PGPASS|API_KEY|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING|WEBHOOK)", re.IGNORECASE
 )
 _IN_URLS = re.compile(r"(?<=://)[^/\s]+(?=@)|(?<=Signature=)[^&\s]+|(?<=X-Amz-Credential=)[^&\s]+|(?<=sig=)[^&\s]+")
 

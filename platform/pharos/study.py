@@ -186,7 +186,7 @@ class Study:
                 self._storage, journal = open_journal(folder / JOURNAL)
                 self._together = journal.together
             else:
-                self._storage = _open_rdb(rdb) if rdb else InMemoryStorage()
+                self._storage = open_rdb(rdb) if rdb else InMemoryStorage()
             self._studies = [self._open(index) for index in range(generation + 1)]
             self._study = self._studies[-1]
             self._trials: dict[int, int] = {}  # Optuna's own id of each trial
@@ -540,7 +540,7 @@ def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, Tri
     with tempfile.TemporaryDirectory(prefix="pharos-") as scratch:
         storage: RDBStorage | JournalStorage
         if rdb:
-            storage = _open_rdb(rdb)
+            storage = open_rdb(rdb)
         elif home.is_local:
             if not home.exists(JOURNAL):
                 raise InputError(f"{home.path(JOURNAL)}: no such study; name a sweep's folder that holds it")
@@ -577,7 +577,12 @@ def check_rdb(url: str) -> None:
         )
 
 
-def _open_rdb(url: str) -> RDBStorage:
+def open_rdb(url: str) -> RDBStorage:
+    """A lab's database, with the password that the environment has for it.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
     check_rdb(url)
     arguments: dict[str, Any] = {"pool_pre_ping": True}
     if _PASSWORD in os.environ and not url.startswith("sqlite"):

@@ -30,6 +30,7 @@ from pharos.evidence import Memory, in_words
 from pharos.folders import SWEEP_FILE, find_folder, read_document, without_url, write_plan
 from pharos.journal import JOURNAL
 from pharos.mirror import StudyMirror
+from pharos.notify import open_notifiers
 from pharos.retention import Keep
 from pharos.schedulers.base import Action
 from pharos.schedulers.choice import make_scheduler
@@ -69,6 +70,44 @@ class Listener(Protocol):
 
     def stop(self) -> None:
         """Nothing more will happen."""
+
+    def closed(self) -> None:
+        """All is written, or could not be, and the study is free for others."""
+
+
+class Listeners:
+    """Several listeners as one; each hears of an event in their order."""
+
+    def __init__(self, listeners: Sequence[Listener]):
+        self._listeners = listeners
+
+    def start(self, sweep: Sweep, slots: int) -> None:
+        for listener in self._listeners:
+            listener.start(sweep, slots)
+
+    def started(self, record: TrialRecord) -> None:
+        for listener in self._listeners:
+            listener.started(record)
+
+    def reported(self, record: TrialRecord, report: Report) -> None:
+        for listener in self._listeners:
+            listener.reported(record, report)
+
+    def ended(self, record: TrialRecord) -> None:
+        for listener in self._listeners:
+            listener.ended(record)
+
+    def note(self, text: str) -> None:
+        for listener in self._listeners:
+            listener.note(text)
+
+    def stop(self) -> None:
+        for listener in self._listeners:
+            listener.stop()
+
+    def closed(self) -> None:
+        for listener in self._listeners:
+            listener.closed()
 
 
 class Sweep:
@@ -345,6 +384,7 @@ class Sweep:
             if self._outbox is not None:
                 self._outbox.close()
             self.study.close()
+            self._listener.closed()
         return summary
 
     @property
@@ -458,6 +498,12 @@ def _check_journal(home: Storage) -> None:
         )
 
 
+def _with_notifiers(listener: Listener, plan: Plan) -> Listener:
+    """The listener, and what tells people who are not watching, if somebody is to be told."""
+    notifiers = open_notifiers(plan.settings.notify, listener.note)
+    return Listeners([listener, *notifiers]) if notifiers else listener
+
+
 def start(family: str, overrides: Sequence[str], listener: Listener) -> Sweep:
     """A new sweep, its folder written.
 
@@ -478,8 +524,10 @@ def create(plan: Plan, storage: Storage, name: str, listener: Listener) -> Sweep
         listener: Hears of every event.
 
     Raises:
-        InputError: The folder cannot be written to, or the study's database not be used; nothing was written.
+        InputError: The folder cannot be written to, the study's database not be used, or nobody be notified; nothing
+            was written.
     """
+    listener = _with_notifiers(listener, plan)
     storage.check_writable()
     if (
         "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -529,5 +577,6 @@ def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool
         )
     if not extend and plan.settings.trials != before:
         raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
+    listener = _with_notifiers(listener, plan)
     is_changed = plan.to_dict() != {key: document.get(key) for key in plan.to_dict()}
     return Sweep(folder.name, plan, folder.patient(plan.settings.storage.patience), listener, is_changed=is_changed)

@@ -55,6 +55,15 @@ SWEEP = {
         ["--family", "tipsy", "recipe.w_2d=interval(20, 50)"],
         ["recipe.w_2d=10", "[20, 50]", "[]"],
     ),
+    "a webhook's URL": (
+        ["--family", "tipsy", "notify.webhook=https://hooks.example/T0/hunter22"],
+        ["notify.webhook", "secret", "PHAROS_WEBHOOK"],
+    ),
+    "a webhook without its URL": (
+        ["--family", "tipsy", "tracking=none", "notify.webhook=true"],
+        ["notify.webhook=true", "PHAROS_WEBHOOK"],
+    ),
+    "nobody to tell": (["--family", "tipsy", "notify.on=[end]"], ["notify.webhook=true"]),
     "trials added to nothing": (["--family", "tipsy", "trials=+8"], ["trials=+8", "--extend"]),
     "missing data": (["--family", "tipsy", "data.source=asf_amc", "data.root=nowhere"], ["nowhere", "no such folder"]),
     "data without a folder": (["--family", "tipsy", "data.source=bvh"], ["bvh", "root"]),
@@ -82,6 +91,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PHAROS_WEBHOOK", raising=False)
     assert run("sweep", *arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -165,6 +175,29 @@ def test_train_complains_in_one_line_too(
     assert says in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], ["nowhere", "nothing of that name"]),
+        (["nowhere", "trials=3"], ["nowhere"]),
+    ],
+)
+def test_the_dashboard_complains_in_one_line_too(
+    arguments: list[str],
+    says: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("dashboard", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(words in err for words in says)
 
 
 def test_an_absent_backend_says_how_to_install_it(

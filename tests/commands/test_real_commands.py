@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,17 @@ def test_help_comes_at_once_and_names_every_family() -> None:
     for script in ("sweep", "train", "report"):
         done = subprocess.run(command(script, "--help"), capture_output=True, text=True, timeout=30, check=True)
         assert "tipsy" in done.stdout or script == "report"
+
+
+def test_the_dashboard_shows_a_sweeps_trials_until_it_is_stopped(tmp_path: Path) -> None:
+    tiny = ["scale=tiny", "recipe.epochs=2", "recipe.student_epochs=1", "trials=2", "scheduler=none"]
+    result = run(tmp_path, "sweep", "--family", "tipsy", "backend=local", "tracking=none", *tiny)
+    process = start(tmp_path, "dashboard", result["sweep"], "--port", "0")
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[1]
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url.replace("/dashboard/", "/api/"), timeout=30) as answer:
+        assert [trial["state"] for trial in json.load(answer)["trials"]] == ["Complete", "Complete"]
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")

@@ -4,11 +4,15 @@ import io
 import re
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
+from hypothesis import strategies
+from rich.cells import cell_len
 from rich.console import Console as Terminal
 
 from pharos.config import Settings
-from pharos.console import Console, LiveConsole, clock, closing, make_console, progress
+from pharos.console import Console, clock, closing, progress
+from pharos.live import LiveConsole, cut, make_console, short_names
 from pharos.study import TrialRecord, Usage, best_record, count_outcomes
 from pharos.trial import Outcome, Report
 
@@ -34,7 +38,7 @@ class Sweep:
         self.interrupted = False
         self.slots = slots
         self.usage = Usage()
-        self.plan = SimpleNamespace(space=[1, 2, 3])
+        self.plan = SimpleNamespace(space=[1, 2, 3], is_paper_trial=lambda params: params.get("recipe.kind") == "paper")
         self.study = self
         self.records = {r.number: r for r in records}
 
@@ -47,6 +51,10 @@ class Sweep:
     @property
     def counts(self):
         return count_outcomes(self.records)
+
+    @property
+    def running(self):
+        return self.counts[Outcome.RUNNING]
 
     @property
     def search(self):
@@ -70,8 +78,8 @@ def lines(capsys):
         out, err = capsys.readouterr()
         assert out == ""  # standard output is for results
         read = err.splitlines()
-        assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in read)
-        return [line[9:] for line in read]
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in read)
+        return [line[20:] for line in read]
 
     return read
 
@@ -98,7 +106,8 @@ def test_a_trial_has_a_line_at_its_start_and_one_at_its_end(lines):
     first.outcome, first.fidelity, first.values = Outcome.COMPLETE, 4, (0.25,)
     console.ended(first)
     assert re.fullmatch(
-        r"trial 00000 complete at 4/4: error=0\.25, best 0\.25 \(00000\); 1/16 trials, 0s, about 1m15s left", lines()[0]
+        r"trial 00000 complete at 4/4 in 10s: error=0\.25, best 0\.25 \(00000\); 1/16 trials, 0s, about 1m15s left",
+        lines()[0],
     )
 
 
@@ -116,7 +125,7 @@ def test_a_failure_shows_the_last_line_of_its_reason_and_no_best(lines):
     lines()
     console.ended(failed)
     (line,) = lines()
-    assert line.startswith("trial 00007 failed at 0/4: error=-; ValueError: broken head; 1/16 trials")
+    assert line.startswith("trial 00007 failed at 0/4 in 10s: error=-; ValueError: broken head; 1/16 trials")
     assert "best" not in line
 
 
@@ -126,61 +135,219 @@ def test_a_pruned_trial_shows_its_value_and_not_itself_as_the_best(lines):
     console.start(make_sweep(best, pruned), 1)
     lines()
     console.ended(pruned)
-    assert "trial 00001 pruned at 1/4: error=0.125, best 0.5 (00000)" in lines()[0]
+    assert "trial 00001 pruned at 1/4 in 10s: error=0.125, best 0.5 (00000)" in lines()[0]
 
 
-def draw(console, width=60):
+def test_a_line_is_one_line_and_changes_no_colours(lines):
+    Console().note("one\r\ntwo \x1b[31mred\x1b[0m \x1b]0;title\x07end\x00\u2028")
+    assert lines() == ["one two red end"]
+
+
+def test_reports_have_a_line_only_where_nothing_else_was_said_for_long(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pharos.console.time.monotonic", lambda: now[0])
+    console, running = Console(), record(3, Outcome.RUNNING)
+    console.start(make_sweep(running), 1)
+    lines()
+    for _ in range(240):
+        now[0] += 10.0
+        console.reported(running, Report(2, {"error": 0.5}, 1.0))
+    said = lines()
+    assert len(said) == 3  # in 40 minutes
+    assert said[0].startswith("trial 00003 at 2/4: error=0.5, 1 running; 0/16 trials, 10m10s")
+
+
+def draw(sweep, width=60, height=24):
+    """The live table's lines in a terminal of that size."""
     out = io.StringIO()
-    Terminal(file=out, width=width, force_terminal=False).print(console._table())
+    terminal = Terminal(file=out, width=width, height=height, force_terminal=True, color_system=None)
+    console = LiveConsole(terminal)
+    if sweep is not None:
+        console.take_up(sweep)
+    terminal.print(console)
     return out.getvalue().splitlines()
 
 
-@pytest.fixture
-def live():
-    def make(sweep):
-        console = LiveConsole()
-        console._sweep = sweep
-        return console
-
-    return make
-
-
-def test_the_table_fits_sixty_columns_with_five_hundred_trials(live):
+def test_the_table_fits_sixty_columns_with_five_hundred_trials():
     outcomes = [outcome for outcome in Outcome if outcome != Outcome.RUNNING]
     long = {f"recipe.very.long.name{i}": 0.123456789 for i in range(12)}
     records = [record(n, outcomes[n % len(outcomes)], params=long) for n in range(490)]
     records += [record(n, Outcome.RUNNING) for n in range(490, 500)]
-    rows = draw(live(make_sweep(*records, trials=600)))
+    records[1].params = {"recipe.kind": "paper"}
+    rows = draw(make_sweep(*records, trials=600))
     assert max(map(len, rows)) <= 60
-    assert len(rows) <= 20
+    assert len(rows) <= 23
     text = "\n".join(rows)
-    assert all(f"{n:05d}" in text for n in range(490, 500))  # all that run
-    assert "00489" in text  # and those that ended last
-    assert "00001" not in text
-    assert "490/600" not in text  # interrupted ones are not done
-    assert "trials," in text
+    assert all(f" {n:05d}  running " in text for n in range(490, 500))  # all that run
+    assert all(f"{n:05d}" in text for n in range(486, 490))  # and those that ended last
+    assert rows[2].startswith("best   0")
+    assert rows[3].startswith("paper  00001 ")
+    assert "00002" not in text
+    assert rows[-4].startswith("10 running, ")
+    done = sum(each.outcome.is_final for each in records)
+    assert done < 490  # interrupted and paused ones are not
+    assert f"{done}/600 trials" in rows[-1]
 
 
-def test_the_table_marks_the_best_and_counts_the_outcomes(live):
-    rows = draw(live(make_sweep(record(0), record(1, values=(0.25,)), record(2, Outcome.DIVERGED))), 100)
-    assert [row.split()[0] for row in rows[1:4]] == ["00000", "00001*", "00002"]
-    assert "2 complete, 1 diverged  best 0.25 (00001)" in rows[4]
-    assert all(" 2/4 " in row for row in rows[1:4])
-    assert rows[0].split() == ["trial", "state", "epoch", "error", "values"]
+NAMES = ["error", "a.very_long.name_of_a.metric", "größe", "誤差"]
+VALUES = [
+    0.123456789,
+    -1.5e-300,
+    7,
+    "plain",
+    "a very long value " * 9,
+    "line\nbreak",
+    "\x1b[31mred",
+    "[bold]x[/nonsense]",
+    "漢字" * 9,
+    True,
+]
 
 
-def test_more_running_trials_than_rows_still_leave_room(live):
-    rows = draw(live(make_sweep(*[record(n, Outcome.RUNNING) for n in range(100)], trials=100)))
-    assert 14 <= len(rows) <= 22
+@hypothesis.given(
+    width=strategies.integers(12, 250),
+    height=strategies.integers(1, 60),
+    running=strategies.integers(0, 70),
+    ended=strategies.integers(0, 60),
+    metrics=strategies.integers(1, 4),
+    dims=strategies.lists(
+        strategies.tuples(
+            strategies.sampled_from(["lr", "optim.lr", "x" * 40, "größe", "漢字"]), strategies.sampled_from(VALUES)
+        ),
+        max_size=9,
+    ),
+    name=strategies.sampled_from(["toy-2026-01-01-abcd", "n" * 90, "漢字" * 30]),
+)
+@hypothesis.settings(max_examples=300)
+def test_the_table_fits_any_terminal_and_always_says_how_far_it_is(
+    *, width, height, running, ended, metrics, dims, name
+):
+    outcomes = [outcome for outcome in Outcome if outcome != Outcome.RUNNING]
+    params = {
+        f"recipe.{index}.{key}" if index % 2 else f"recipe.{key}": value for index, (key, value) in enumerate(dims)
+    }
+    values = tuple(VALUES[:1] * metrics)
+    records = [
+        record(
+            n, Outcome.RUNNING if n >= ended else outcomes[n % len(outcomes)], params=dict(params), curve={2: values}
+        )
+        for n in range(ended + running)
+    ]
+    for each in records:
+        each.values = values if each.outcome == Outcome.COMPLETE else None
+    sweep = make_sweep(
+        *records, trials=200, objective=[{"metric": metric, "mode": "min"} for metric in NAMES[:metrics]]
+    )
+    sweep.name = name
+    rows = draw(sweep, width, height)
+    assert max(map(cell_len, rows)) <= width
+    assert 1 <= len(rows) <= max(1, min(height - 1, 24))
+    done = sum(each.outcome.is_final for each in records)
+    assert f"{done}/200 t" in rows[-1]
+    assert "\x1b" not in "".join(rows)
+    shown = [row for row in rows if " running " in row]
+    if len(rows) > 7 and width >= 40:
+        hidden = [int(row.split()[1]) for row in rows if row.endswith(" more run")]
+        assert len(shown) + sum(hidden) == running
 
 
-def test_square_brackets_in_values_are_shown_and_no_markup(live):
-    odd = record(0, params={"recipe.x": "[bold]loud[/nonsense]"})
-    assert "[bold]loud[/nonsense]" in "\n".join(draw(live(make_sweep(odd)), 120))
+def test_the_table_marks_the_best_and_the_papers_values_and_counts_the_outcomes():
+    paper = record(0, params={"recipe.kind": "paper", "recipe.lr": 0.125})
+    rows = draw(make_sweep(paper, record(1, values=(0.25,)), record(2, Outcome.DIVERGED)), 100)
+    assert rows[0].split() == ["toy-2026-01-01-abcd", "min", "error"]
+    assert rows[1].split() == ["trial", "state", "epoch", "error", "optim.lr", "kind", "recipe.lr"]
+    assert [row.split()[:5] for row in rows[2:5]] == [
+        ["best", "00001", "complete", "━━━━━─────", "2/4"],
+        ["paper", "00000", "complete", "━━━━━─────", "2/4"],
+        ["00002", "diverged", "━━━━━─────", "2/4", "0.5"],
+    ]
+    assert rows[2].split()[5:] == ["0.25", "0.001235", "plain"]
+    assert rows[3].split()[5:] == ["0.5", "paper", "0.125"]
+    assert rows[5] == "2 complete, 1 diverged"
 
 
-def test_before_it_starts_the_table_is_empty(live):
-    assert draw(live(None)) == [""]
+def test_the_table_follows_what_happens():
+    sweep = make_sweep()
+    out = io.StringIO()
+    terminal = Terminal(file=out, width=80, height=24, force_terminal=True, color_system=None)
+    console = LiveConsole(terminal)
+    console.start(sweep, 2)
+    try:
+        for number in range(40):
+            sweep.records[number] = each = record(
+                number, Outcome.RUNNING, params={"recipe.kind": "paper" if number == 3 else "x"}
+            )
+            console.started(each)
+            each.outcome, each.values = Outcome.COMPLETE, (1.0 + number,)
+            console.ended(each)
+    finally:
+        console.stop()
+    out.truncate(0)
+    terminal.print(console)
+    rows = out.getvalue().splitlines()
+    assert [row.split()[:2] for row in rows if row.startswith(("best", "paper"))] == [
+        ["best", "00000"],
+        ["paper", "00003"],
+    ]
+    assert " 00039  complete" in rows[-3]
+    assert "40/16 trials" in rows[-1]
+
+
+def test_a_live_terminal_of_few_lines_keeps_the_last():
+    out = io.StringIO()
+    console = LiveConsole(Terminal(file=out, width=60, height=6, force_terminal=True, color_system=None))
+    console.start(make_sweep(*[record(n, Outcome.RUNNING) for n in range(20)], trials=100), 20)
+    console.stop()
+    drawn = out.getvalue()
+    assert "0/100 trials" in drawn
+    assert "..." not in drawn  # rich's sign that it had to cut
+    assert drawn.count("00000") == 0
+
+
+def test_what_is_no_news_has_no_line_above_the_table_and_a_failure_has_one():
+    out = io.StringIO()
+    console = LiveConsole(Terminal(file=out, width=100, height=24, force_terminal=False))
+    console._sweep = make_sweep()
+    console.ended(record(0))
+    console.ended(record(1, Outcome.PRUNED))
+    assert out.getvalue() == ""
+    console.ended(record(2, Outcome.FAILED, reason="ValueError: broken head"))
+    assert "trial 00002 failed at 2/4" in out.getvalue()
+    assert "ValueError: broken head" in out.getvalue()
+
+
+def test_square_brackets_in_values_are_shown_and_no_markup():
+    odd = record(0, params={"recipe.x": "[b]loud[/nons]"})
+    assert "[b]loud[/nons]" in "\n".join(draw(make_sweep(odd), 120))
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shorter"),
+    [
+        ("abcdefgh", 8, "abcdefgh"),
+        ("abcdefgh", 7, "abc…fgh"),
+        ("abcdefgh", 6, "ab…fgh"),
+        ("漢字漢字", 6, "漢…字"),
+        ("abcdefgh", 2, "ab"),
+        ("abcdefgh", 0, ""),
+    ],
+)
+def test_what_is_too_long_loses_its_middle(text, width, shorter):
+    assert cut(text, width) == shorter
+
+
+def test_names_are_as_short_as_they_can_be():
+    names = ["recipe.optim.lr", "recipe.critic.optim.lr", "recipe.w_90", "lr"]
+    assert short_names(names) == {
+        "recipe.optim.lr": "recipe.optim.lr",
+        "recipe.critic.optim.lr": "critic.optim.lr",
+        "recipe.w_90": "w_90",
+        "lr": "lr",
+    }
+
+
+def test_before_it_starts_the_table_is_empty():
+    assert draw(None) == []
 
 
 def test_a_pipe_gets_plain_lines_and_a_terminal_a_table(monkeypatch):
@@ -215,7 +382,7 @@ def test_a_budget_that_ends_before_the_last_trial_is_what_is_left(monkeypatch):
 TWO = [{"metric": "error", "mode": "min"}, {"metric": "size", "mode": "max"}]
 
 
-def test_several_objectives_and_constraints_are_announced_shown_and_each_has_a_column(lines, live):
+def test_several_objectives_and_constraints_are_announced_shown_and_each_has_a_column(lines):
     best = record(0, values=(0.25, 7.0), curve={2: (0.25, 7.0)})
     sweep = make_sweep(
         best, record(1, Outcome.PAUSED, curve={1: (0.5, 3.0)}), objective=TWO, constraints={"memory": "<= 20"}
@@ -224,11 +391,12 @@ def test_several_objectives_and_constraints_are_announced_shown_and_each_has_a_c
     console.start(sweep, 1)
     assert lines()[0].endswith("3 dimensions, min error, max size, memory <= 20, scale=small")
     console.ended(best)
-    assert "trial 00000 complete at 2/4: error=0.25 size=7, best 0.25 7 (00000); 1/16 trials" in lines()[0]
-    rows = draw(live(sweep), 100)
-    assert rows[0].split() == ["trial", "state", "epoch", "error", "size", "values"]
-    assert rows[2].split()[:2] == ["00001", "paused"]
-    assert rows[2].split()[-4:-2] == ["0.5", "3"]
+    assert "trial 00000 complete at 2/4 in 10s: error=0.25 size=7, best 0.25 7 (00000); 1/16 trials" in lines()[0]
+    rows = draw(sweep, 100)
+    assert rows[0].endswith("min error, max size")
+    assert rows[1].split()[:5] == ["trial", "state", "epoch", "error", "size"]
+    assert rows[3].split()[:2] == ["00001", "paused"]
+    assert rows[3].split()[4:6] == ["0.5", "3"]
 
 
 def summary(**changes):

@@ -1,0 +1,424 @@
+"""Messages to people who are not watching: a sweep has ended, its breaker has tripped, it stands still.
+
+They leave in threads of their own, one a channel: one that is slow, down or refuses neither delays a sweep nor fails
+it. What was given up is said in one line, by the channel's name alone: a webhook's URL is a secret. It comes from the
+environment variable PHAROS_WEBHOOK, never from a setting, and stands in no file, log or error.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import queue
+import re
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from pharos.console import clock, last_line, progress, results
+from pharos.errors import InputError
+from pharos.families import suggest
+from pharos.retry import reason, redact
+from pharos.trial import Outcome, Report, trial_id
+
+if TYPE_CHECKING:
+    from pharos.study import TrialRecord
+    from pharos.sweep import Sweep
+
+WEBHOOK = "PHAROS_WEBHOOK"
+"""The environment variable that holds the URL."""
+OCCASIONS = ("end", "breaker", "stall")
+
+_TIMEOUT = 5.0
+# Seconds before each further attempt. A message whose answer was lost may come twice.
+_PAUSES = (1.0, 2.0, 4.0)
+# How long a sweep that has ended waits for what is still on its way.
+_LAST_SECONDS = 5.0
+# How often a stall is looked for.
+_LOOK_SECONDS = 15.0
+_REASON_CHARACTERS = 500
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class NotifyConfig:
+    """Who is told of what."""
+
+    webhook: bool = False
+    on: list[str] = field(default_factory=lambda: list(OCCASIONS))
+    stall_minutes: float = 30.0
+
+    def check(self) -> None:
+        """Refuses what does not exist.
+
+        Raises:
+            InputError: There is no such occasion, or a stall would take no time.
+        """
+        for occasion in self.on:
+            if occasion not in OCCASIONS:
+                raise InputError(f"notify.on={occasion}: {suggest(occasion, OCCASIONS)}")
+        if not self.stall_minutes > 0:
+            raise InputError(f"notify.stall_minutes={self.stall_minutes:g}: must be above 0")
+
+    def check_used(self) -> None:
+        """Complains of settings that mean nothing, as nobody is told; a sweep of before may have its own defaults.
+
+        Raises:
+            InputError: There is such a thing.
+        """
+        if self != NotifyConfig() and not self.webhook:
+            raise InputError(f"notify: nobody is told of anything; add notify.webhook=true, its URL in {WEBHOOK}")
+
+
+def check_no_url(settings: Iterable[str]) -> None:
+    """Refuses a webhook's URL in what was typed or lies in a file, without showing it.
+
+    Args:
+        settings: As name=value.
+
+    Raises:
+        InputError: One has a URL, or what may be one without its scheme.
+    """
+    for text in settings:
+        name, _, value = text.partition("=")
+        if re.search("notify|webhook", name, re.IGNORECASE) and "/" in value:
+            raise InputError(
+                f"{name}: a URL, which is a secret of whoever may write there; "
+                f"put it into the environment variable {WEBHOOK} and write notify.webhook=true"
+            )
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a channel is to bring."""
+
+    title: str
+    text: str
+
+
+class Channel(Protocol):
+    """A way to people.
+
+    Attributes:
+        name: For errors: where it leads, without anything secret.
+    """
+
+    name: str
+
+    def send(self, message: Message) -> None:
+        """Brings a message, in a thread that nobody waits for.
+
+        Raises:
+            NotSentError: It cannot be brought, or not now.
+            Exception: Another attempt may help, too.
+        """
+
+
+class NotSentError(Exception):
+    """Why a message was not sent, without anything secret.
+
+    Args:
+        text: In one line.
+        is_final: Whether another attempt would not help.
+    """
+
+    def __init__(self, text: str, is_final: bool):
+        super().__init__(text)
+        self.is_final = is_final
+
+
+class Webhook:
+    """A webhook in Slack's format, which Mattermost, Rocket.Chat and others take too.
+
+    Args:
+        url: Where it listens. Shown to nobody; the host is.
+
+    Raises:
+        InputError: It is no URL that could be one.
+    """
+
+    def __init__(self, url: str):
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+            _ = parts.port  # complains of one that is no number
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https") or re.search(r"[^!-~]", url):
+            raise InputError(f"{WEBHOOK}: not a webhook's URL; such as https://host/path, without spaces")
+        self.name = host
+        self._url = url
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def send(self, message: Message) -> None:
+        body = json.dumps({"text": f"*{_escaped(message.title)}*\n{_escaped(message.text)}"}).encode()
+        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json; charset=utf-8"})
+        try:
+            self._opener.open(request, timeout=_TIMEOUT).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            passes = error.code >= 500 or error.code in (408, 429)
+            raise NotSentError(f"it answered {error.code}", is_final=not passes) from None
+        # Their own words may have the URL, or parts of it, in them.
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, TimeoutError):
+                why = f"no answer in {_TIMEOUT:g} s"
+            else:
+                why = getattr(cause, "strerror", None) or type(cause).__name__
+            raise NotSentError(str(why), is_final=False) from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A message that is sent on arrives as a question, without its text."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def open_channels(config: NotifyConfig, environment: Mapping[str, str] = os.environ) -> list[Channel]:
+    """The channels that the settings ask for.
+
+    Raises:
+        InputError: The webhook is wanted and the environment has no URL for it, or none that could be one.
+    """
+    channels: list[Channel] = []
+    if config.webhook:
+        if not environment.get(WEBHOOK):
+            raise InputError(f"notify.webhook=true: the environment variable {WEBHOOK} is to hold the webhook's URL")
+        channels.append(Webhook(environment[WEBHOOK]))
+    return channels
+
+
+def open_notifiers(config: NotifyConfig, note: Callable[[str], None]) -> list[Notifier]:
+    """What listens to a sweep for those who are to be told: one notifier, or none.
+
+    Args:
+        config: Who is told of what.
+        note: Hears in one line what could not be sent.
+
+    Raises:
+        InputError: See `open_channels`.
+    """
+    channels = open_channels(config)
+    return [Notifier(config, channels, note)] if channels else []
+
+
+class Notifier:
+    """Hears of a sweep's events and tells people of those that matter.
+
+    Args:
+        config: What is told.
+        channels: How.
+        note: Hears in one line what could not be sent.
+    """
+
+    def __init__(self, config: NotifyConfig, channels: Sequence[Channel], note: Callable[[str], None]):
+        self._config = config
+        self._note = note
+        self._mailers = [_Mailer(channel, note) for channel in channels]
+        self._sweep: Sweep | None = None
+        self._opened_at = time.monotonic()
+        self._heard_at = time.monotonic()
+        self._lock = threading.Lock()  # the watching thread and the sweep's own
+        self._stalled = False
+        self._has_tripped = False
+        self._over = threading.Event()
+
+    def start(self, sweep: Sweep, slots: int) -> None:
+        self._sweep = sweep
+        self._opened_at = self._heard_at = time.monotonic()
+        if "stall" in self._config.on:
+            threading.Thread(target=self._watch, name="notify-stall", daemon=True).start()
+
+    def started(self, record: TrialRecord) -> None:
+        """No sign of life: a trial that only ever starts stands still, too."""
+
+    def reported(self, record: TrialRecord, report: Report) -> None:
+        self._hear()
+
+    def ended(self, record: TrialRecord) -> None:
+        self._hear()
+        if self._sweep is not None and self._sweep.search.fault and not self._has_tripped:
+            self._has_tripped = True
+            self._tell("breaker", self._broken)
+
+    def note(self, text: str) -> None:
+        """For those who watch."""
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def closed(self) -> None:
+        """Tells of the end, and waits a moment for what is on its way."""
+        self._over.set()
+        if self._sweep is None:  # it was never run
+            return
+        self._tell("end", self._ended)
+        deadline = time.monotonic() + _LAST_SECONDS
+        for mailer in self._mailers:
+            mailer.close(deadline)
+
+    # When
+
+    def _hear(self) -> None:
+        with self._lock:
+            quiet, self._heard_at = time.monotonic() - self._heard_at, time.monotonic()
+            was_stalled, self._stalled = self._stalled, False
+        if was_stalled:
+            self._tell("stall", lambda sweep: self._goes_on(sweep, quiet))
+
+    def _watch(self) -> None:
+        limit = 60 * self._config.stall_minutes
+        while not self._over.wait(min(_LOOK_SECONDS, limit / 4)):
+            with self._lock:
+                quiet = time.monotonic() - self._heard_at
+                is_new = quiet >= limit and not self._stalled
+                self._stalled |= is_new
+            if is_new:
+                self._tell("stall", lambda sweep, quiet=quiet: self._stands_still(sweep, quiet))  # type: ignore[misc]
+
+    def _tell(self, occasion: str, make: Callable[[Sweep], Message]) -> None:
+        if occasion not in self._config.on or self._sweep is None:
+            return
+        try:
+            message = make(self._sweep)
+        except Exception:  # a fault of ours: the sweep goes on
+            logger.exception("the message about %s", occasion)
+            return
+        for mailer in self._mailers:
+            mailer.put(message)
+
+    # What
+
+    def _ended(self, sweep: Sweep) -> Message:
+        final = sum(count for outcome, count in sweep.study.counts.items() if outcome.is_final)
+        error = sys.exception()  # that the sweep is being closed for
+        if sweep.search.over:
+            why = sweep.search.over
+        elif error is not None:
+            why = redact(last_line(str(error))) or type(error).__name__
+        elif sweep.interrupted or final < sweep.settings.trials:
+            why = "stopped before its last trial; --resume goes on"
+        else:
+            why = f"all {final} trials have ended"
+        return Message(f"{_name(sweep)} has ended", "\n".join([why, *_standing(sweep), _more(sweep)]))
+
+    def _broken(self, sweep: Sweep) -> Message:
+        fault = redact(last_line(sweep.search.fault))[:_REASON_CHARACTERS]
+        lines = [f"{sweep.search.over}: {fault}", "no more trials are started", *_standing(sweep), _more(sweep)]
+        return Message(f"{_name(sweep)}: breaker", "\n".join(lines))
+
+    def _stands_still(self, sweep: Sweep, quiet: float) -> Message:
+        running = sweep.study.having(Outcome.RUNNING)
+        names = ", ".join(map(trial_id, running[:8])) + (f" and {len(running) - 8} more" if len(running) > 8 else "")
+        lines = [
+            f"no report and no ending for {clock(quiet)}; running: {names or 'none'}",
+            progress(sweep, self._opened_at),
+            _more(sweep),
+        ]
+        return Message(f"{_name(sweep)} stands still", "\n".join(lines))
+
+    def _goes_on(self, sweep: Sweep, quiet: float) -> Message:
+        return Message(f"{_name(sweep)} goes on", f"after {clock(quiet)}; {progress(sweep, self._opened_at)}")
+
+
+class _Mailer:
+    """Brings messages in their order, in a thread that starts with the first.
+
+    Args:
+        channel: How.
+        note: Hears in one line of each that was given up.
+    """
+
+    def __init__(self, channel: Channel, note: Callable[[str], None]):
+        self._channel = channel
+        self._note = note
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._waiting: list[Message] = []
+        self._trouble = ""
+        self._is_closed = threading.Event()
+
+    def put(self, message: Message) -> None:
+        self._waiting.append(message)
+        self._messages.put(message)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"notify-{self._channel.name}", daemon=True)
+            self._thread.start()
+
+    def close(self, deadline: float) -> None:
+        """Waits for what is on its way, until then; what is not is left, and said."""
+        if self._thread is None:
+            return
+        self._messages.put(None)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._is_closed.set()
+        for message in list(self._waiting):
+            self._give_up(message, self._trouble or "no answer yet")
+
+    def _work(self) -> None:
+        while (message := self._messages.get()) is not None:
+            why = self._bring(message)
+            self._waiting.remove(message)
+            if why and not self._is_closed.is_set():
+                self._give_up(message, why)
+
+    def _bring(self, message: Message) -> str:
+        """Sends a message, more than once if need be; why not, if not."""
+        for pause in (*_PAUSES, None):
+            try:
+                self._channel.send(message)
+            except Exception as error:  # whatever a channel does, the sweep goes on
+                self._trouble = str(error) if isinstance(error, NotSentError) else reason(error)
+                if pause is None or getattr(error, "is_final", False) or self._is_closed.wait(pause):
+                    return self._trouble
+            else:
+                self._trouble = ""
+                return ""
+        raise AssertionError
+
+    def _give_up(self, message: Message, why: str) -> None:
+        self._note(f"not sent to {self._channel.name} ({why}): {message.title}")
+
+
+def _name(sweep: Sweep) -> str:
+    return f"sweep {sweep.name} ({sweep.settings.family})"
+
+
+def _standing(sweep: Sweep) -> list[str]:
+    """The best beside the paper's values, and what came of the trials in which time."""
+    records = list(sweep.study.records.values())
+    metrics = sweep.objectives.metrics
+    best = sweep.search.best
+    paper = next((record for record in records if sweep.plan.is_paper_trial(record.params)), None)
+    line = f"best {results(metrics, best.last_values)} ({trial_id(best.number)})" if best else "no trial is complete"
+    if paper is not None and paper is best:
+        line += ", which are the paper's values"
+    elif paper is not None:
+        state = "" if paper.outcome == Outcome.COMPLETE else f", {paper.outcome} at {paper.fidelity}"
+        line += f"; paper's values {results(metrics, paper.last_values)} ({trial_id(paper.number)}{state})"
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sweep.study.counts.items() if count)
+    usage = sweep.usage
+    unit = "GPU" if sweep.settings.resources.gpus_per_worker else "CPU"
+    spent = f"{usage.slot_seconds * sweep.settings.devices / 3600:.3g} {unit} hours"
+    return [line, f"{counts or 'no trial'}; {clock(usage.seconds)}, {spent}"]
+
+
+def _more(sweep: Sweep) -> str:
+    return f"more: python platform/report.py {sweep.storage.root} (on {socket.gethostname()})"
+
+
+def _escaped(text: str) -> str:
+    """As Slack wants it; a trial's own words call nobody (`<!channel>`)."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
