@@ -31,6 +31,7 @@ from pharos.retry import reason, redact
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:
+    from pharos.config import Settings
     from pharos.study import TrialRecord
     from pharos.sweep import Sweep
 
@@ -55,6 +56,7 @@ class NotifyConfig:
     """Who is told of what."""
 
     webhook: bool = False
+    wandb: bool = False
     on: list[str] = field(default_factory=lambda: list(OCCASIONS))
     stall_minutes: float = 30.0
 
@@ -76,8 +78,11 @@ class NotifyConfig:
         Raises:
             InputError: There is such a thing.
         """
-        if self != NotifyConfig() and not self.webhook:
-            raise InputError(f"notify: nobody is told of anything; add notify.webhook=true, its URL in {WEBHOOK}")
+        if self != NotifyConfig() and not (self.webhook or self.wandb):
+            raise InputError(
+                "notify: nobody is told of anything; "
+                f"add notify.webhook=true, its URL in {WEBHOOK}, or notify.wandb=true"
+            )
 
 
 def check_no_url(settings: Iterable[str]) -> None:
@@ -186,32 +191,56 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def open_channels(config: NotifyConfig, environment: Mapping[str, str] = os.environ) -> list[Channel]:
+def open_channels(
+    config: NotifyConfig, alerts: Channel | None = None, environment: Mapping[str, str] = os.environ
+) -> list[Channel]:
     """The channels that the settings ask for.
 
+    Args:
+        config: The settings.
+        alerts: W&B's, if the sweep is tracked there.
+        environment: Has the webhook's URL.
+
     Raises:
-        InputError: The webhook is wanted and the environment has no URL for it, or none that could be one.
+        InputError: The webhook is wanted and the environment has no URL for it, or none that could be one; alerts are
+            and the sweep is not tracked.
     """
     channels: list[Channel] = []
     if config.webhook:
         if not environment.get(WEBHOOK):
             raise InputError(f"notify.webhook=true: the environment variable {WEBHOOK} is to hold the webhook's URL")
         channels.append(Webhook(environment[WEBHOOK]))
+    if config.wandb:
+        if alerts is None:
+            raise InputError("notify.wandb=true: needs tracking=wandb, and a key or tracking.mode=online")
+        channels.append(alerts)
     return channels
 
 
-def open_notifiers(config: NotifyConfig, note: Callable[[str], None]) -> list[Notifier]:
+def open_notifiers(name: str, settings: Settings, note: Callable[[str], None]) -> list[Notifier]:
     """What listens to a sweep for those who are to be told: one notifier, or none.
 
     Args:
-        config: Who is told of what.
+        name: The sweep's.
+        settings: Its settings.
         note: Hears in one line what could not be sent.
 
     Raises:
         InputError: See `open_channels`.
     """
-    channels = open_channels(config)
-    return [Notifier(config, channels, note)] if channels else []
+    channels = open_channels(settings.notify, _alerts(name, settings))
+    return [Notifier(settings.notify, channels, note)] if channels else []
+
+
+def _alerts(name: str, settings: Settings) -> Channel | None:
+    """W&B's alerts, of the sweep's own run there."""
+    tracking = settings.tracking
+    if not settings.notify.wandb or tracking.name != "wandb":
+        return None
+    from pharos.tracking.calls import Alerts
+    from pharos.tracking.wandb_run import is_online
+
+    return Alerts(name, tracking.project, tracking.entity) if is_online(tracking.mode) else None
 
 
 class Notifier:

@@ -384,7 +384,7 @@ class Sweep:
             if self._outbox is not None:
                 self._outbox.close()
             self.study.close()
-            self._listener.closed()
+            self.listener.closed()
         return summary
 
     @property
@@ -498,9 +498,9 @@ def _check_journal(home: Storage) -> None:
         )
 
 
-def _with_notifiers(listener: Listener, plan: Plan) -> Listener:
+def _with_notifiers(listener: Listener, name: str, plan: Plan) -> Listener:
     """The listener, and what tells people who are not watching, if somebody is to be told."""
-    notifiers = open_notifiers(plan.settings.notify, listener.note)
+    notifiers = open_notifiers(name, plan.settings, listener.note)
     return Listeners([listener, *notifiers]) if notifiers else listener
 
 
@@ -527,7 +527,8 @@ def create(plan: Plan, storage: Storage, name: str, listener: Listener) -> Sweep
         InputError: The folder cannot be written to, the study's database not be used, or nobody be notified; nothing
             was written.
     """
-    listener = _with_notifiers(listener, plan)
+    name = f"{name}-{secrets.token_hex(2)}"
+    listener = _with_notifiers(listener, name, plan)
     storage.check_writable()
     if (
         "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -538,7 +539,6 @@ def create(plan: Plan, storage: Storage, name: str, listener: Listener) -> Sweep
             f"storage.url={plan.settings.storage.url} lies in this job's own folder, which goes with the cluster; "
             "give a folder that all nodes share to keep the sweep"
         )
-    name = f"{name}-{secrets.token_hex(2)}"
     folder = storage.sub(name)
     write_plan(folder, plan)
     try:
@@ -577,6 +577,6 @@ def reopen(name: str, overrides: Sequence[str], listener: Listener, extend: bool
         )
     if not extend and plan.settings.trials != before:
         raise InputError(f"--resume keeps the {before} trials asked for; to add some: --extend {name} trials=+50")
-    listener = _with_notifiers(listener, plan)
+    listener = _with_notifiers(listener, folder.name, plan)
     is_changed = plan.to_dict() != {key: document.get(key) for key in plan.to_dict()}
     return Sweep(folder.name, plan, folder.patient(plan.settings.storage.patience), listener, is_changed=is_changed)

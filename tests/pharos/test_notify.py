@@ -381,7 +381,7 @@ def test_a_url_that_somebody_wrote_into_a_sweeps_file_is_refused_and_not_shown(t
 )
 def test_what_is_no_webhook_is_refused_and_not_shown(url):
     with pytest.raises(InputError, match="PHAROS_WEBHOOK: not a webhook's URL") as raised:
-        open_channels(NotifyConfig(webhook=True), {"PHAROS_WEBHOOK": url})
+        open_channels(NotifyConfig(webhook=True), environment={"PHAROS_WEBHOOK": url})
     assert "SECRET" not in str(raised.value)
 
 
@@ -423,4 +423,4 @@ def test_the_url_is_in_no_file_of_a_sweep_and_the_settings_are(toy, hook):
     assert not [path for path in files if b"SECRET" in path.read_bytes()]
     sweep_file = next(path for path in files if path.name == "sweep.yaml")
     settings = yaml.safe_load(sweep_file.read_text())["settings"]["notify"]
-    assert settings == {"webhook": True, "on": ["end", "breaker", "stall"], "stall_minutes": 30.0}
+    assert settings == {"webhook": True, "wandb": False, "on": ["end", "breaker", "stall"], "stall_minutes": 30.0}

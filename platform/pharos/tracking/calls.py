@@ -16,7 +16,9 @@ from typing import Any
 
 import pharos
 from pharos.errors import PharosError
+from pharos.notify import Message
 
+_ALERT_SECONDS = 30.0
 _HERE = str(Path(pharos.__file__).parents[1])
 
 
@@ -24,7 +26,7 @@ def call(name: str, seconds: float, **arguments: Any) -> dict[str, Any]:
     """Calls a function of this module in a new process.
 
     Args:
-        name: `create` or `conclude`.
+        name: `create`, `conclude` or `alert`.
         seconds: How long it may take.
         arguments: JSON.
 
@@ -53,6 +55,24 @@ def call(name: str, seconds: float, **arguments: Any) -> dict[str, Any]:
     return answer
 
 
+class Alerts:
+    """A channel of `pharos.notify`.
+
+    Args:
+        sweep: The sweep's name.
+        project: Of W&B.
+        entity: Of W&B.
+    """
+
+    name = "W&B"
+
+    def __init__(self, sweep: str, project: str, entity: str | None):
+        self._where = {"sweep": sweep, "project": project, "entity": entity}
+
+    def send(self, message: Message) -> None:
+        call("alert", _ALERT_SECONDS, title=message.title, text=message.text, **self._where)
+
+
 def create(project: str, entity: str | None, config: dict[str, Any], runs: list[str]) -> dict[str, Any]:
     """Creates a sweep's page, of runs that are there already if any are given; returns its `id` and `url`."""
     import wandb
@@ -72,12 +92,34 @@ def conclude(
     sweep: str,
     summary: dict[str, Any],
     checkpoint: str | None,
-    alert: str | None,
 ) -> dict[str, Any]:
-    """The sweep's own run: its summary, its best checkpoint as an artifact that only refers to it, an alert."""
+    """The sweep's own run: its summary, and its best checkpoint as an artifact that only refers to it."""
     import wandb
 
-    run = wandb.init(
+    run = _open(project, entity, sweep)
+    run.summary.update(summary)
+    if checkpoint:
+        artifact = wandb.Artifact(f"{sweep}-best", type="model", metadata=summary)
+        # W&B reads neither the bucket nor the disk: the checkpoint's own manifest has its checksums.
+        artifact.add_reference(checkpoint, name="checkpoint", checksum=False)
+        run.log_artifact(artifact)
+    run.finish()
+    return {}
+
+
+def alert(*, project: str, entity: str | None, sweep: str, title: str, text: str) -> dict[str, Any]:
+    """An alert of the sweep's own run, which W&B sends by mail or to Slack as each person has it set."""
+    run = _open(project, entity, sweep)
+    run.alert(title=title, text=text)
+    run.finish()
+    return {}
+
+
+def _open(project: str, entity: str | None, sweep: str) -> Any:
+    """The sweep's own run."""
+    import wandb
+
+    return wandb.init(
         id=sweep,
         name=sweep,
         group=sweep,
@@ -94,19 +136,9 @@ def conclude(
             finish_timeout_raises=True,
         ),
     )
-    run.summary.update(summary)
-    if checkpoint:
-        artifact = wandb.Artifact(f"{sweep}-best", type="model", metadata=summary)
-        # W&B reads neither the bucket nor the disk: the checkpoint's own manifest has its checksums.
-        artifact.add_reference(checkpoint, name="checkpoint", checksum=False)
-        run.log_artifact(artifact)
-    if alert:
-        run.alert(title=sweep, text=alert)
-    run.finish()
-    return {}
 
 
-_CALLS: dict[str, Callable[..., dict[str, Any]]] = {"create": create, "conclude": conclude}
+_CALLS: dict[str, Callable[..., dict[str, Any]]] = {"create": create, "conclude": conclude, "alert": alert}
 
 
 def main() -> None:

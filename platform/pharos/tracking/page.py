@@ -144,7 +144,6 @@ def conclude_page(name: str, plan: Plan, home: Storage, summary: Mapping[str, An
         sweep=name,
         summary={key: summary[key] for key in ("family", "trials", "best", "paper_values", "seconds", "stopped")},
         checkpoint=checkpoint,
-        alert=None,
     )
 
 

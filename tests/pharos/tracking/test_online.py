@@ -249,6 +249,19 @@ def test_a_driver_killed_and_resumed_sends_every_row_once(tmp_path: Path) -> Non
     server.close()
 
 
+def test_people_are_told_by_an_alert(toy: Any, server: WandbServer) -> None:
+    sweep = begin(toy, "trials=1", "notify.wandb=true")
+    finish_sweep(sweep)
+    assert [title for title, _ in server.alerts] == [f"sweep {sweep.name} (toy) has ended"]
+    assert "all 1 trials have ended" in server.alerts[0][1]
+
+
+def test_alerts_want_a_sweep_that_is_tracked(toy: Any) -> None:
+    with pytest.raises(InputError, match=r"notify\.wandb=true: needs tracking=wandb"):
+        begin(toy, "tracking.mode=offline", "notify.wandb=true")
+    assert not Path(toy.url).exists() or not list(Path(toy.url).iterdir())
+
+
 def test_sync_wants_a_key(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
