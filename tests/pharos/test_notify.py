@@ -332,6 +332,18 @@ def test_a_channel_that_hangs_holds_up_no_other(monkeypatch):
     hold.set()
 
 
+def test_trials_that_end_after_the_breaker_are_no_news(monkeypatch):
+    channel = Channel()
+    notifier = notify.Notifier(NotifyConfig(), [channel], print)
+    notifier._sweep = SimpleNamespace(search=SimpleNamespace(fault="Traceback"))
+    monkeypatch.setattr(notifier, "_broken", lambda sweep: Message("breaker", ""))
+    monkeypatch.setattr(notifier, "_ended", lambda sweep: Message("end", ""))
+    notifier.ended(None)
+    notifier.ended(None)
+    notifier.closed()
+    assert [message.title for message in channel.sent] == ["breaker", "end"]
+
+
 def test_a_message_that_cannot_be_made_fails_nothing(caplog):
     channel = Channel()
     notifier = notify.Notifier(NotifyConfig(), [channel], print)
