@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from bucket import Server, aws_environment
 from wandb_server import ENTITY, KEY, Recorded, WandbServer
 
 from pharos import sweep as sweep_module
@@ -167,6 +168,22 @@ def test_a_whole_sweep_that_was_spooled_is_sent_later_and_only_once(toy: Any, se
     assert sync(folder, plan, said.append)["sent"] == []
     assert {name: (run.history, run.sweep) for name, run in trials(server).items()} == before
     assert list(server.sweeps) == ["sweep0"]
+
+
+def test_a_sweep_in_a_bucket_that_was_spooled_is_sent_from_there(
+    toy: Any, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server() as bucket:
+        for name, value in aws_environment(bucket.url).items():
+            monkeypatch.setenv(name, value)
+        bucket.make("tracked")
+        where = ["storage.url=s3://tracked/sweeps", f"storage.cache={tmp_path}/cache"]
+        sweep = begin(toy, "tracking.mode=offline", "trials=2", *where)
+        finish_sweep(sweep)
+        folder, plan = read_plan(sweep.storage.root, [], ())
+        assert sync(folder, plan, lambda text: None)["sent"] == ["00000", "00001"]
+        assert_whole(server, sweep)
+        assert all(run.events for run in trials(server).values())  # W&B's own spool was brought, and sent
 
 
 def test_a_sweep_that_was_tracked_nowhere_can_still_be_sent(toy: Any, server: WandbServer) -> None:
