@@ -33,6 +33,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("pharos")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`make test`), a file's tests stay together, and all that use Ray in their own process."""
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here)
+        item.add_marker(pytest.mark.xdist_group("ray" if path.parts[0] == "backends" else str(path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
