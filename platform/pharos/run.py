@@ -175,7 +175,7 @@ class Run:
         return self._loop(name, count, lambda key, index: index)
 
     def log_image(self, name: str, image: Tensor) -> None:
-        """Shows a picture, (3, height, width) with values in [0, 1], where the run is tracked."""
+        """Shows a picture, (3, height, width) with values in [0, 1], where the run is tracked and in its report."""
         self._on_image(self.fidelity, name, image)
 
     def cached(self, key: Hashable, build: Callable[[], T]) -> T:
