@@ -26,7 +26,7 @@ from typing import Any
 from pharos.config import make_plan
 from pharos.families import ROOT
 from pharos.folders import read_plan, write_plan
-from pharos.report.write import figures_of, write_report
+from pharos.report.write import figures_of
 from pharos.storage import Storage
 from pharos.study import Study, Usage
 from pharos.trial import Ending, Outcome
@@ -185,6 +185,8 @@ def browser(width: int, theme: str) -> Iterator[Any]:
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             features = [{"name": "prefers-color-scheme", "value": theme}]
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            driver.get("about:blank")
+            driver.get_log("performance")  # of the browser's own first page
             yield driver
         finally:
             driver.quit()

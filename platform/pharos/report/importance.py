@@ -68,9 +68,7 @@ def study_of(story: Story, judged: Judged) -> optuna.Study:
     for record, value in zip(judged.records, judged.values, strict=True):
         # What lies outside of the present range would have to be another dimension to Optuna.
         params = {
-            name: each
-            for name, each in record.params.items()
-            if name in now and inside(now[name].distribution, each)
+            name: each for name, each in record.params.items() if name in now and inside(now[name].distribution, each)
         }
         study.add_trial(
             optuna.trial.create_trial(

@@ -37,7 +37,7 @@ def timeline(story: Story) -> Figure:
         if mine:
             data.append(_bars(kind, shade, mine, rows, begin, unit))
     share = sum(busy.values()) / max(1e-9, (end - begin) * len(busy))
-    sentence = f"Each process is a row, each bar a trial's training in it; the gaps are time without. "
+    sentence = "Each process is a row, each bar a trial's training in it; the gaps are time without. "
     sentence += f"{count(len(busy), 'process').replace('processs', 'processes')}, training {share:.0%} of the time "
     sentence += "between the first step and the last end."
     if len(busy) > len(rows):

@@ -13,17 +13,13 @@
       return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, resolve(each, palette)]));
     return value;
   };
-  const config = {
-    responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-    toImageButtonOptions: { format: "svg", filename: document.title },
-  };
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
   const draw = ({ id, panel }) => {
     const place = document.getElementById(id);
     const palette = palettes[dark.matches && !printing ? "dark" : "light"];
     const { data, layout } = resolve(panel, palette);
     if (matchMedia("(max-width: 560px)").matches) for (const trace of data) if (trace.colorbar) trace.showscale = false;
-    return Plotly.react(place, data, { ...layout, autosize: true }, { ...config, displayModeBar: place.clientWidth > 600 ? "hover" : false });
+    return Plotly.react(place, data, { ...layout, autosize: true }, config);
   };
   const drawAll = async () => {
     for (const each of figures) {

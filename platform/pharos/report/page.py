@@ -16,8 +16,8 @@ from pharos.console import clock
 from pharos.errors import InputError
 from pharos.grammar import word
 from pharos.report import comparison, repeat
-from pharos.report.style import DARK, LIGHT, Figure, count, number, short, words
 from pharos.report.story import Story, identity
+from pharos.report.style import DARK, LIGHT, Figure, count, number, short, words
 from pharos.retry import redact
 from pharos.study import TrialRecord, count_outcomes
 from pharos.trial import Outcome
@@ -100,15 +100,20 @@ def lead(story: Story) -> str:
         return f"{text}; there is no complete trial of the paper's values to compare it with."
     if paper is best:
         return f"{text}: that is the trial with the paper's own values; the search has found nothing better."
-    return f"{text}, {_gain(story, best.values[0], paper.values[0])} than the paper's values ({number(paper.values[0])})."
+    return (
+        f"{text}, {_gain(story, best.values[0], paper.values[0])} than the paper's values ({number(paper.values[0])})."
+    )
 
 
 def _gain(story: Story, mine: float, theirs: float) -> str:
     """How much better one value is than another."""
     word_of_it = "better" if story.is_better(mine, theirs) else "worse" if mine != theirs else "no better"
-    difference = abs(mine - theirs)
-    percent = f", {100 * difference / abs(theirs):.3g} %" if theirs else ""
-    return f"{number(difference)}{percent} {word_of_it}"
+    amount = number(abs(mine - theirs))
+    return f"{amount} ({_percent(mine, theirs)}) {word_of_it}" if theirs else f"{amount} {word_of_it}"
+
+
+def _percent(mine: float, theirs: float) -> str:
+    return f"{100 * abs((mine - theirs) / theirs):.2g} %" if theirs else ""
 
 
 def _running(story: Story) -> str:
@@ -119,7 +124,9 @@ def _running(story: Story) -> str:
     if not waiting and (final >= asked or story.summary["stopped"]):
         return ""
     said = ", ".join(f"{amount} {words(outcome)}" for outcome, amount in waiting.items()) or "none running"
-    return f"Not finished: {final} of {asked} trials have ended ({said}). This is how it stood {_moment(story.told_at)}."
+    return (
+        f"Not finished: {final} of {asked} trials have ended ({said}). This is how it stood {_moment(story.told_at)}."
+    )
 
 
 def _result(story: Story) -> Section:
@@ -133,8 +140,9 @@ def _result(story: Story) -> Section:
         if paper is not None and paper.values is not None:
             cards.append(("the paper's values", number(paper.values[0]), f"trial {identity(paper)}"))
             if paper is not best:
-                gain, _, percent = _gain(story, best.values[0], paper.values[0]).partition(", ")
-                cards.append(("difference", gain.split(" ")[0], percent or gain))
+                mine, theirs = best.values[0], paper.values[0]
+                gain = _gain(story, mine, theirs).rpartition(" ")[2]
+                cards.append(("difference", number(abs(mine - theirs)), f"{_percent(mine, theirs)} {gain}".strip()))
         elif paper is not None:
             cards.append(("the paper's values", "–", f"{words(paper.outcome)} at epoch {paper.fidelity}"))
     cards += [
@@ -234,7 +242,9 @@ def _asked(story: Story) -> Section:
         ("evidence", _evidence(story)),
     ]
     if plan.generation:
-        facts.append(("space", f"changed {count(plan.generation, 'time')} since the sweep began; this is the present one"))
+        facts.append(
+            ("space", f"changed {count(plan.generation, 'time')} since the sweep began; this is the present one")
+        )
     rows = [
         [row.name, row.range, row.scale, word(row.default) + ("" if row.inside else " (outside)"), row.condition or "–"]
         for row in plan.space.explain(plan.defaults)
@@ -251,8 +261,8 @@ def _asked(story: Story) -> Section:
 
 
 def _options(config: Any) -> str:
-    values = [f"{name} {number(value)}" for name, value in vars(config).items() if name != "name" and value != []]
-    return f"{config.name} ({', '.join(values)})"
+    values = [f"{name} {number(value)}" for name, value in config.used.items() if value != []]
+    return f"{config.name} ({', '.join(values)})" if values else str(config.name)
 
 
 def _resources(story: Story) -> str:
@@ -368,7 +378,9 @@ def _details(story: Story) -> dict[str, Any]:
     first = next(iter(commands.values()), [])
     trials = {}
     for record in story.records:
-        facts = [(name, number(value)) for name, value in zip(story.objectives.metrics, record.values or (), strict=False)]
+        facts = [
+            (name, number(value)) for name, value in zip(story.objectives.metrics, record.values or (), strict=False)
+        ]
         if last := _last(record):
             facts.append(("last report", last))
         facts += [("epochs", str(record.fidelity)), ("seconds", f"{record.seconds:.1f}")]

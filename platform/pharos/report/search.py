@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from pharos.trial import Outcome
 
 _SLICES = 12
 _LINES = 300
+_LINE = 13
 _GRID = 36
 _WIDTH = 0.09
 _LEAST_WEIGHT = 0.35
@@ -136,11 +138,11 @@ def parallel(story: Story) -> Figure:
             "range": [-0.35, len(dimensions) + 0.35],
             "tickmode": "array",
             "tickvals": list(range(len(dimensions) + 1)),
-            "ticktext": [*(a.label for a in dimensions), f"<b>{plain(short(story.metric))}</b>"],
+            "ticktext": [*(_in_lines(a.name) for a in dimensions), f"<b>{_in_lines(story.metric)}</b>"],
             "showgrid": True,
             "gridcolor": "@faint",
             "ticks": "",
-            "tickangle": -25 if len(dimensions) > 5 else 0,
+            "tickangle": 0,
             "tickfont": {"color": "@text"},
         },
         {"visible": False, "range": [-0.2 if missing else -0.06, 1.06]},
@@ -157,6 +159,16 @@ def parallel(story: Story) -> Figure:
 
 
 _GROUP_STYLES = [("@complete", 2.0, 0.95), ("@complete", 1.1, 0.4), ("@waiting", 1.0, 0.5), ("@waiting", 1.0, 0.3)]
+
+
+def _in_lines(name: str) -> str:
+    """A dimension's name in lines of at most 13 letters, where it can be broken."""
+    lines = [""]
+    for piece in re.split(r"(?<=[._/])", short(name)):
+        if lines[-1] and len(lines[-1]) + len(piece) > _LINE:
+            lines.append("")
+        lines[-1] += piece
+    return "<br>".join(plain(line) for line in lines)
 
 
 def _group_names(groups: int) -> list[str]:
@@ -282,9 +294,9 @@ def _slice(
     theirs = story.plan.defaults.get(axis.name)
     position = axis.at(theirs) if theirs is not None and (axis.choices == () or theirs in axis.choices) else None
     shapes = [] if position is None or not -0.04 <= position <= 1.04 else [_line(x=position)]
-    y = {"title": {"text": plain(short(story.metric))}, **({"range": limits} if limits else {})}
+    y = {"title": {"text": plain(short(story.metric)), "standoff": 14}, **({"range": limits} if limits else {})}
     hidden = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
-    made = layout(axis.layout(), y, showlegend=False, yaxis2=hidden, **_marked(shapes))
+    made = layout(axis.layout(title=False), y, showlegend=False, yaxis2=hidden, **_marked(shapes))
     return {"data": data, "layout": made, "label": short(axis.name)}
 
 
@@ -315,9 +327,7 @@ def contours(story: Story, found: Sequence[Importance]) -> Figure:
 
 def _contour(story: Story, x: Axis, y: Axis, judged: Judged) -> Panel | None:
     rows = [
-        (r, v)
-        for r, v in zip(judged.records, judged.values, strict=True)
-        if x.name in r.params and y.name in r.params
+        (r, v) for r, v in zip(judged.records, judged.values, strict=True) if x.name in r.params and y.name in r.params
     ]
     if len(rows) < _CONTOUR_LEAST:
         return None
@@ -344,7 +354,7 @@ def _contour(story: Story, x: Axis, y: Axis, judged: Judged) -> Panel | None:
             "mode": "markers",
             "x": rounded(list(places[:, 0])),
             "y": rounded(list(places[:, 1])),
-            "marker": {"size": 5, "color": "@text", "opacity": 0.75, "line": {"width": 0.6, "color": "@surface"}},
+            "marker": {"size": 5, "color": "@surface", "line": {"width": 1.2, "color": "@text"}},
             "customdata": [identity(r) for r, _ in rows],
             "text": [number(float(v)) for _, v in rows],
             "hovertemplate": "trial %{customdata}: %{text}<extra></extra>",
@@ -416,7 +426,12 @@ def _dots(
         "name": words(outcome),
         "x": rounded(x),
         "y": rounded(y),
-        "marker": {"symbol": SYMBOLS[outcome], "size": 8 if strong else 7, "color": colour(outcome)},
+        "marker": {
+            "symbol": SYMBOLS[outcome],
+            "size": 8,
+            "color": colour(outcome),
+            "line": {"width": 0 if strong else 1.6, "color": colour(outcome)},
+        },
         "opacity": 0.9 if strong and len(rows) < 300 else 0.7,
         "customdata": [identity(r) for r in rows],
         "hovertemplate": "trial %{customdata}: %{y}<extra>" + words(outcome) + "</extra>",

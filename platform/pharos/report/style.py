@@ -151,9 +151,7 @@ def number(value: Any) -> str:
 
 def rounded(values: Sequence[float | None]) -> list[float | None]:
     """Numbers in as many digits as a screen can show; None for what is no finite number."""
-    return [
-        None if value is None or not math.isfinite(value) else float(f"{value:.{_DIGITS}g}") for value in values
-    ]
+    return [None if value is None or not math.isfinite(value) else float(f"{value:.{_DIGITS}g}") for value in values]
 
 
 def span(values: Sequence[float]) -> tuple[list[float] | None, int]:

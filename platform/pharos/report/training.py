@@ -27,7 +27,7 @@ def curves(story: Story) -> Figure:
     for outcome in reversed(Outcome):
         rows = [r for r in chosen if r.outcome == outcome and r is not story.best and r is not story.paper]
         if rows:
-            data.append(_lines(rows, words(outcome), colour(outcome), 1.2, 0.55 if len(rows) < 60 else 0.3))
+            data.append(_lines(rows, words(outcome), colour(outcome), 1.3, 0.75 if len(rows) < 60 else 0.4))
     if story.paper in chosen and story.paper is not story.best:
         data.append(_lines([story.paper], "paper's values", "@text", 1.8, 1.0, "dash"))
     if story.best in chosen:
@@ -57,9 +57,7 @@ def _chosen(story: Story, shown: list[TrialRecord]) -> list[TrialRecord]:
     return kept + rest[:: -(-len(rest) // (_CURVES - len(kept)))]
 
 
-def _lines(
-    rows: list[Any], name: str, shade: str, width: float, opacity: float, dash: str = "solid"
-) -> dict[str, Any]:
+def _lines(rows: list[Any], name: str, shade: str, width: float, opacity: float, dash: str = "solid") -> dict[str, Any]:
     """Curves in one trace, with gaps between them: a trace each would take a page seconds."""
     xs: list[int | None] = []
     ys: list[float | None] = []

@@ -33,6 +33,16 @@ class SamplerConfig:
     points: int = 5
     population: int = 20
 
+    @property
+    def used(self) -> dict[str, Any]:
+        """The settings that mean something to this sampler."""
+        names = {
+            "startup": ("multifidelity", "tpe", "gp", "cmaes"),
+            "points": ("grid",),
+            "population": ("nsga2", "nsga3"),
+        }
+        return {name: getattr(self, name) for name, samplers in names.items() if self.name in samplers}
+
     def check(self, objectives: int) -> None:
         """Complains of what no sampler, or not this one, can do.
 
