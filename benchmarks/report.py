@@ -50,8 +50,8 @@ _FLAGS = (
     "--force-color-profile=srgb",
 )
 _WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-_EMPTY = """return [...document.querySelectorAll('.plot')].filter(
-    (plot) => !plot.querySelector('.main-svg path, .main-svg rect.bg') || plot.clientWidth < 100).map((plot) => plot.id)"""
+_EMPTY = """return [...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth < 100
+    || !plot.querySelector('.main-svg .plot path')).map((plot) => plot.id)"""
 
 
 def main(arguments: list[str]) -> int:
@@ -103,7 +103,7 @@ def make_sweep(folder: Storage, trials: int) -> Storage:
     plan = make_plan("tipsy", [f"trials={trials}", "tracking=none"])
     write_plan(folder, plan)
     rng = random.Random(0)
-    study = Study(Path(folder.root), plan.settings.objectives, lambda known: _sampler(known))
+    study = Study(Path(folder.root), plan.settings.objectives, _sampler)
     study.enqueue(plan.first_trials)
     free_at = dict.fromkeys(range(4001, 4009), 1.8e9)
     for number in range(trials):
@@ -178,7 +178,7 @@ def browser(width: int, theme: str) -> Iterator[Any]:
         for flag in (*_FLAGS, f"--user-data-dir={profile}", f"--window-size={width},1000"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        driver = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
+        driver: Any = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
         try:
             # A headless window is never narrower than 500 pixels; what it shows can be.
             size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}

@@ -41,11 +41,10 @@ class Axis:
     def at(self, value: Any) -> float:
         """Where a value lies: 0 and 1 are the ends of the range, or of its first and last choice."""
         if self.choices:
-            index = next(
-                (i for i, each in enumerate(self.choices) if each == value and type(each) is type(value)), None
-            )
-            index = self.choices.index(value) if index is None and value in self.choices else index
-            return ((index or 0) + 0.5) / len(self.choices)
+            # True is 1 to Python, not to a search.
+            same = [i for i, each in enumerate(self.choices) if each == value and type(each) is type(value)]
+            index = same[0] if same else self.choices.index(value)
+            return (index + 0.5) / len(self.choices)
         assert isinstance(self.distribution, (FloatDistribution, IntDistribution))
         low, high = float(self.distribution.low), float(self.distribution.high)
         if high == low:

@@ -32,10 +32,10 @@ def timeline(story: Story) -> Figure:
     shown = sorted(busy, key=lambda process: -busy[process])[:_ROWS]
     rows = {process: f"process {index + 1}" for index, process in enumerate(p for p in busy if p in shown)}
     data = []
-    for kind, (shade, _) in _PURPOSES.items():
+    for kind in _PURPOSES:
         mine = [(r, s) for r, s in spans if _kind(r, s) == kind and s.process in rows]
         if mine:
-            data.append(_bars(kind, shade, mine, rows, begin, unit))
+            data.append(_bars(kind, mine, rows, begin, unit))
     share = sum(busy.values()) / max(1e-9, (end - begin) * len(busy))
     sentence = "Each process is a row, each bar a trial's training in it; the gaps are time without. "
     sentence += f"{count(len(busy), 'process').replace('processs', 'processes')}, training {share:.0%} of the time "
@@ -52,12 +52,7 @@ def timeline(story: Story) -> Figure:
 
 
 def _bars(
-    kind: str,
-    shade: str,
-    mine: list[tuple[TrialRecord, Span]],
-    rows: dict[int, str],
-    begin: float,
-    unit: float,
+    kind: str, mine: list[tuple[TrialRecord, Span]], rows: dict[int, str], begin: float, unit: float
 ) -> dict[str, Any]:
     return {
         "type": "bar",
@@ -66,7 +61,7 @@ def _bars(
         "y": [rows[s.process] for _, s in mine],
         "base": rounded([(s.started_at - begin) / unit for _, s in mine]),
         "x": rounded([(s.ended_at - s.started_at) / unit for _, s in mine]),
-        "marker": {"color": shade, "line": {"color": "@surface", "width": 1}},
+        "marker": {"color": _PURPOSES[kind][0], "line": {"color": "@surface", "width": 1}},
         "customdata": [identity(r) for r, _ in mine],
         "text": [f"{words(r.outcome)}, {number(s.ended_at - s.started_at)} s, pid {s.process}" for r, s in mine],
         "textposition": "none",
@@ -110,8 +105,8 @@ def hours(story: Story) -> Figure:
     said = f"{number(round(total * 3600, 1))} {unit}" if seconds else f"{total:.3g} {unit}"
     sentence = (
         f"Of {said}, {spent['useful'] / total:.0%} trained trials that count, "
-        f"{spent['pruned'] / total:.0%} trials that were stopped early, {spent['lost'] / total:.0%} were lost to faults "
-        f"and divergence, and {spent['waiting'] / total:.0%} were spent waiting."
+        f"{spent['pruned'] / total:.0%} trials that were stopped early, {spent['lost'] / total:.0%} were lost to "
+        f"faults and divergence, and {spent['waiting'] / total:.0%} were spent waiting."
     )
     y = {"autorange": "reversed", "showgrid": False, "ticks": "", "type": "category"}
     most = max(spent.values()) * (3600 if seconds else 1)

@@ -17,7 +17,7 @@ from pharos.errors import InputError
 from pharos.grammar import word
 from pharos.report import comparison, repeat
 from pharos.report.story import Story, identity
-from pharos.report.style import DARK, LIGHT, Figure, count, number, short, words
+from pharos.report.style import DARK, LIGHT, NONE, Figure, count, number, short, words
 from pharos.retry import redact
 from pharos.study import TrialRecord, count_outcomes
 from pharos.trial import Outcome
@@ -25,6 +25,7 @@ from pharos.trial import Outcome
 Part = dict[str, Any]
 Section = dict[str, Any]
 
+_TIMES = "\u00d7"
 _REASON = 160
 _FULL_REASON = 3000
 _WITH_METRICS = 200
@@ -144,7 +145,7 @@ def _result(story: Story) -> Section:
                 gain = _gain(story, mine, theirs).rpartition(" ")[2]
                 cards.append(("difference", number(abs(mine - theirs)), f"{_percent(mine, theirs)} {gain}".strip()))
         elif paper is not None:
-            cards.append(("the paper's values", "–", f"{words(paper.outcome)} at epoch {paper.fidelity}"))
+            cards.append(("the paper's values", NONE, f"{words(paper.outcome)} at epoch {paper.fidelity}"))
     cards += [
         ("trials", f"{len(story.records):,}", f"{counts.get(Outcome.COMPLETE, 0):,} complete"),
         ("wall-clock", clock(summary["seconds"]), ""),
@@ -189,13 +190,14 @@ def _beside(story: Story, best: TrialRecord, paper: TrialRecord | None) -> tuple
             other = theirs.last_values[index] if theirs.last_values else None
             final = theirs.outcome == Outcome.COMPLETE
             row.append(number(other) + ("" if final else f" ({words(theirs.outcome)} at epoch {theirs.fidelity})"))
-            row.append(f"{mine - other:+.4g}" if final and other is not None else "–")
+            row.append(f"{mine - other:+.4g}" if final and other is not None else NONE)
         rows.append(row)
     for name in story.plan.space.names:
-        mine, other = best.params.get(name), (theirs.params.get(name) if theirs else None)
-        row = [short(name), number(mine)]
+        value = best.params.get(name)
+        row = [short(name), number(value)]
         if theirs is not None:
-            row += [number(other), "same" if mine == other else _ratio(mine, other)]
+            usual = theirs.params.get(name)
+            row += [number(usual), "same" if value == usual else _ratio(value, usual)]
         rows.append(row)
     return rows, head
 
@@ -205,7 +207,7 @@ def _ratio(mine: Any, other: Any) -> str:
     numeric = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (mine, other))
     if not numeric:
         return "other"
-    return f"× {mine / other:.3g}" if other and mine / other > 0 else f"{mine - other:+.4g}"
+    return f"{_TIMES} {mine / other:.3g}" if other and mine / other > 0 else f"{mine - other:+.4g}"
 
 
 def _pictures(story: Story, pictures: Mapping[str, bytes]) -> Section:
@@ -246,7 +248,13 @@ def _asked(story: Story) -> Section:
             ("space", f"changed {count(plan.generation, 'time')} since the sweep began; this is the present one")
         )
     rows = [
-        [row.name, row.range, row.scale, word(row.default) + ("" if row.inside else " (outside)"), row.condition or "–"]
+        [
+            row.name,
+            row.range,
+            row.scale,
+            word(row.default) + ("" if row.inside else " (outside)"),
+            row.condition or NONE,
+        ]
         for row in plan.space.explain(plan.defaults)
     ]
     head = ["name", "range", "scale", "paper's value", "exists if"]
@@ -376,7 +384,7 @@ def _details(story: Story) -> dict[str, Any]:
     commands = {record.number: repeat.from_scratch(story, record) for record in story.records}
     everywhere = set.intersection(*map(set, commands.values())) if commands else set()
     first = next(iter(commands.values()), [])
-    trials = {}
+    trials: dict[str, Any] = {}
     for record in story.records:
         facts = [
             (name, number(value)) for name, value in zip(story.objectives.metrics, record.values or (), strict=False)
@@ -425,10 +433,10 @@ def _compared(stories: Sequence[Story]) -> tuple[list[list[str]], list[str]]:
     add("family", [f"{s.plan.settings.family}, scale {s.plan.settings.scale}" for s in stories])
     add("objective", [", ".join(f"{each.mode} {each.metric}" for each in s.objectives) for s in stories])
     bests = [s.best for s in stories]
-    add("best value", [number(b.values[0]) if b and b.values else "–" for b in bests])
-    add("best trial", [identity(b) if b else "–" for b in bests])
+    add("best value", [number(b.values[0]) if b and b.values else NONE for b in bests])
+    add("best trial", [identity(b) if b else NONE for b in bests])
     papers = [s.paper for s in stories]
-    add("the paper's values", [number(p.values[0]) if p and p.values else "–" for p in papers])
+    add("the paper's values", [number(p.values[0]) if p and p.values else NONE for p in papers])
     add("trials", [f"{len(s.records):,}" for s in stories])
     for outcome in Outcome:
         amounts = [sum(record.outcome == outcome for record in s.records) for s in stories]
@@ -439,7 +447,7 @@ def _compared(stories: Sequence[Story]) -> tuple[list[list[str]], list[str]]:
         add(f"hours {purpose}", [_hours(s, purpose) for s in stories])
     add("sampler", [s.plan.settings.sampler.name for s in stories])
     add("scheduler", [s.plan.settings.scheduler.name for s in stories])
-    add("code revision", [str((s.document.get("versions") or {}).get("code") or "–") for s in stories])
+    add("code revision", [str((s.document.get("versions") or {}).get("code") or NONE) for s in stories])
     return [[name, *values] for name, values in rows.items()], ["", *(story.name for story in stories)]
 
 

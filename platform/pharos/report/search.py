@@ -38,7 +38,7 @@ _WIDTH = 0.09
 _LEAST_WEIGHT = 0.35
 _CONTOUR_LEAST = 12
 _CONTOURS = 3
-_GROUPS = 4
+_BEST = 15
 
 
 def history(story: Story) -> Figure:
@@ -105,8 +105,10 @@ def parallel(story: Story) -> Figure:
         rest = order[_LINES // 2 :]
         order = np.concatenate([order[: _LINES // 2], rest[:: -(-len(rest) // (_LINES // 2))]])
         thinned = f" {len(order)} of {len(judged.records)} lines are drawn: the best {_LINES // 2}, and others evenly."
-    groups = np.array_split(order, min(_GROUPS, len(order)))
-    names = _group_names(len(groups))
+    first = max(1, min(_BEST, len(order) // 4))
+    half = max(first, len(order) // 2)
+    groups = [order[:first], order[first:half], order[half:]]
+    names = [f"best {first}", "the rest of the better half", "worse half"]
     missing = any(a.is_conditional for a in dimensions)
     data: list[dict[str, Any]] = []
     for index in reversed(range(len(groups))):
@@ -118,7 +120,7 @@ def parallel(story: Story) -> Figure:
             xs += [*range(len(line)), None]
             ys += [*rounded(line), None]
             ids += [*[identity(record)] * len(line), None]
-        style = _GROUP_STYLES[index if len(groups) == _GROUPS else min(3 * index, 3)]
+        style = _GROUP_STYLES[index]
         data.append(
             {
                 "type": "scatter",
@@ -149,16 +151,16 @@ def parallel(story: Story) -> Figure:
         annotations=_axis_marks(dimensions, judged, story, missing),
     )
     sentence = (
-        f"Each line is a trial, judged {judged.where}; the best quarter of {len(judged.records)} is in strong colour, "
-        "so a dimension on which those lines meet has a good range."
+        f"Each line is a trial, judged {judged.where}; the best {first} of {len(judged.records)} are in strong "
+        "colour, so where those lines meet on an axis is a good range."
     )
     if missing:
-        sentence += " A line at the bottom mark (–) has no such dimension."
+        sentence += " A line at the bottom mark (-) has no such dimension."
     panel = {"data": data, "layout": made, "least": 110 + 88 * len(dimensions)}
     return Figure(*figure, sentence + thinned, [panel], 440)
 
 
-_GROUP_STYLES = [("@complete", 2.0, 0.95), ("@complete", 1.1, 0.4), ("@waiting", 1.0, 0.5), ("@waiting", 1.0, 0.3)]
+_GROUP_STYLES = [("@complete", 2.0, 0.95), ("@complete", 1.0, 0.3), ("@waiting", 1.0, 0.35)]
 
 
 def _in_lines(name: str) -> str:
@@ -171,12 +173,6 @@ def _in_lines(name: str) -> str:
     return "<br>".join(plain(line) for line in lines)
 
 
-def _group_names(groups: int) -> list[str]:
-    if groups == _GROUPS:
-        return ["best quarter", "second quarter", "third quarter", "last quarter"]
-    return ["best", "middle", "last"][:groups]
-
-
 def _axis_marks(dimensions: Sequence[Axis], judged: Judged, story: Story, missing: bool) -> list[dict[str, Any]]:
     """The values along each axis."""
     marks = []
@@ -184,7 +180,7 @@ def _axis_marks(dimensions: Sequence[Axis], judged: Judged, story: Story, missin
         for position, text in zip(*axis.marks(), strict=True):
             marks.append((index, position, text))
         if missing and axis.is_conditional:
-            marks.append((index, -0.14, "–"))
+            marks.append((index, -0.14, "-"))
     best = story.at_best(judged.values)
     worst = max(judged.values) if story.is_min else min(judged.values)
     marks += [(len(dimensions), 1.0, number(worst)), (len(dimensions), 0.0, number(best))]
@@ -277,18 +273,16 @@ def _slice(
         some = [(r, v) for r, v in rows if r.outcome == outcome]
         if some:
             records = [r for r, _ in some]
-            data.append(
-                _dots(records, [axis.at(r.params[axis.name]) for r in records], [v for _, v in some], outcome, axis)
-            )
+            data.append(_dots(records, [_place(axis, r) for r in records], [v for _, v in some], outcome, axis))
     best = next(((r, v) for r, v in rows if r is story.best), None)
     if best is not None:
         data.append(
-            _dots([best[0]], [axis.at(best[0].params[axis.name])], [best[1]], Outcome.COMPLETE, axis)
+            _dots([best[0]], [_place(axis, best[0])], [best[1]], Outcome.COMPLETE, axis)
             | {"marker": {"symbol": "star", "size": 15, "color": "@text", "line": {"color": "@surface", "width": 1}}}
         )
     bad = [r for r in infeasible if axis.name in r.params]
     if bad:
-        rug = _dots(bad, [axis.at(r.params[axis.name]) for r in bad], [0.97] * len(bad), Outcome.DIVERGED, axis)
+        rug = _dots(bad, [_place(axis, r) for r in bad], [0.97] * len(bad), Outcome.DIVERGED, axis)
         rug["marker"] = {"symbol": "x", "size": 6, "color": [colour(r.outcome) for r in bad]}
         data.append({**rug, "yaxis": "y2"})
     theirs = story.plan.defaults.get(axis.name)
@@ -298,6 +292,12 @@ def _slice(
     hidden = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
     made = layout(axis.layout(title=False), y, showlegend=False, yaxis2=hidden, **_marked(shapes))
     return {"data": data, "layout": made, "label": short(axis.name)}
+
+
+def _place(axis: Axis, record: TrialRecord) -> float:
+    """Where a trial lies on an axis; those with the same choice are spread a little, or they would hide each other."""
+    place = axis.at(record.params[axis.name])
+    return place + (record.number * 0.618 % 1 - 0.5) * 0.4 / len(axis.choices) if axis.choices else place
 
 
 def contours(story: Story, found: Sequence[Importance]) -> Figure:
@@ -334,7 +334,7 @@ def _contour(story: Story, x: Axis, y: Axis, judged: Judged) -> Panel | None:
     places = np.array([[x.at(r.params[x.name]), y.at(r.params[y.name])] for r, _ in rows])
     values = np.array([v for _, v in rows])
     limits, _ = span(judged.values)
-    grid, surface = _smooth(places, np.clip(values, *limits) if limits else values)
+    grid, surface = _smooth(places, np.clip(values, limits[0], limits[1]) if limits else values)
     colours = {"colorscale": "@scale", "reversescale": not story.is_min}
     data = [
         {

@@ -69,6 +69,8 @@ SYMBOLS = {
     Outcome.PAUSED: "square-open",
     Outcome.RUNNING: "circle-open",
 }
+NONE = "\u2013"
+"""Stands for no value, as a dash of a number's width."""
 _DIGITS = 6
 
 
@@ -143,7 +145,7 @@ def short(name: str) -> str:
 def number(value: Any) -> str:
     """A value for people."""
     if value is None:
-        return "–"
+        return NONE
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -27,11 +27,13 @@ def curves(story: Story) -> Figure:
     for outcome in reversed(Outcome):
         rows = [r for r in chosen if r.outcome == outcome and r is not story.best and r is not story.paper]
         if rows:
-            data.append(_lines(rows, words(outcome), colour(outcome), 1.3, 0.75 if len(rows) < 60 else 0.4))
+            data.append(
+                _lines(rows, words(outcome), {"color": colour(outcome), "width": 1.3}, 0.75 if len(rows) < 60 else 0.4)
+            )
     if story.paper in chosen and story.paper is not story.best:
-        data.append(_lines([story.paper], "paper's values", "@text", 1.8, 1.0, "dash"))
+        data.append(_lines([story.paper], "paper's values", {"color": "@text", "width": 1.8, "dash": "dash"}))
     if story.best in chosen:
-        data.append(_lines([story.best], f"best, trial {identity(story.best)}", "@text", 2.6, 1.0))
+        data.append(_lines([story.best], f"best, trial {identity(story.best)}", {"color": "@text", "width": 2.6}))
     y = {"title": {"text": plain(story.metric)}, **({"range": limits} if limits else {})}
     ends = Counter(record.outcome for record in shown)
     said = ", ".join(f"{amount} {words(outcome)}" for outcome, amount in ends.items())
@@ -57,7 +59,7 @@ def _chosen(story: Story, shown: list[TrialRecord]) -> list[TrialRecord]:
     return kept + rest[:: -(-len(rest) // (_CURVES - len(kept)))]
 
 
-def _lines(rows: list[Any], name: str, shade: str, width: float, opacity: float, dash: str = "solid") -> dict[str, Any]:
+def _lines(rows: list[Any], name: str, line: dict[str, Any], opacity: float = 1.0) -> dict[str, Any]:
     """Curves in one trace, with gaps between them: a trace each would take a page seconds."""
     xs: list[int | None] = []
     ys: list[float | None] = []
@@ -76,7 +78,7 @@ def _lines(rows: list[Any], name: str, shade: str, width: float, opacity: float,
         "x": xs,
         "y": ys,
         "customdata": ids,
-        "line": {"color": shade, "width": width, "dash": dash},
+        "line": line,
         "opacity": opacity,
         "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra>" + name + "</extra>",
     }

@@ -36,12 +36,12 @@ class SamplerConfig:
     @property
     def used(self) -> dict[str, Any]:
         """The settings that mean something to this sampler."""
-        names = {
+        uses = {
             "startup": ("multifidelity", "tpe", "gp", "cmaes"),
             "points": ("grid",),
             "population": ("nsga2", "nsga3"),
         }
-        return {name: getattr(self, name) for name, samplers in names.items() if self.name in samplers}
+        return {name: getattr(self, name) for name, those in uses.items() if self.name in those}
 
     def check(self, objectives: int) -> None:
         """Complains of what no sampler, or not this one, can do.
