@@ -51,7 +51,7 @@ _FLAGS = (
 )
 _WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 _EMPTY = """return [...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth < 100
-    || !plot.querySelector('.main-svg .plot path')).map((plot) => plot.id)"""
+    || !plot.querySelector('.main-svg .trace, .main-svg .contour')).map((plot) => plot.id)"""
 
 
 def main(arguments: list[str]) -> int:

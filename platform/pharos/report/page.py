@@ -157,12 +157,31 @@ def _result(story: Story) -> Section:
     why = summary["stopped"] or _ended(story)
     if why:
         parts.append({"kind": "text", "text": f"Why it ended: {redact(why)}."})
-    if best is not None and not story.plan.finalists:
+    if summary["finalists"]:
+        rows, head = _standing(summary["finalists"])
+        parts.append({"kind": "table", "rows": rows, "head": head, "class": "numbers", "title": "The finalists"})
+    elif best is not None:
         rows, head = _beside(story, best, paper)
         parts.append(
             {"kind": "table", "rows": rows, "head": head, "class": "numbers", "title": "The best beside the paper"}
         )
     return {"id": "result", "title": "Result", "parts": parts}
+
+
+def _standing(standings: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """Each finalist's runs in a line."""
+    metric = standings["metric"]
+    head = ["finalist", f"{metric} in the search", "fresh mean", "95 % interval", "runs", "behind the winner"]
+    rows = []
+    for row in standings["finalists"]:
+        value, behind = row["values"][metric], row["behind"]
+        interval = NONE if value["low"] is None else f"{number(value['low'])} to {number(value['high'])}"
+        gap = (
+            number(behind["mean"]) + (", beaten" if behind["beaten"] else ", may be as good") if behind else "best mean"
+        )
+        runs = f"{row['n']} of {len(row['runs'])}"
+        rows.append([f"trial {row['trial']}", number(value["search"]), number(value["mean"]), interval, runs, gap])
+    return rows, head
 
 
 def _share_useful(spent: Mapping[str, float]) -> str:

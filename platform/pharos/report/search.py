@@ -236,7 +236,7 @@ def importance(story: Story, found: Sequence[Importance]) -> Figure:
         sentence += " * among the trials that have it."
     left_out = [short(a.name) for a in story.axes if a.name not in {each.name for each in found}]
     if left_out:
-        sentence += f" Too few trials have {', '.join(left_out)}."
+        sentence += f" Of {', '.join(left_out)} nothing can be said: too few trials have it, or all the same value."
     x = {"tickformat": ".0%", "range": [0, 1.18 * found[0].share], "title": {"text": "share of the importance"}}
     panel = {"data": data, "layout": layout(x, {"showgrid": False, "ticks": ""}, bargap=0.35)}
     return Figure(*figure, sentence, [panel], 110 + 26 * len(rows))
@@ -406,8 +406,8 @@ def pareto(story: Story) -> Figure | None:
         titles = [f"{metrics[i]} ({'less' if modes[i] == 'min' else 'more'} is better)" for i in (x, y)]
         label = f"{metrics[x]} and {metrics[y]}"
         panels.append({"data": data, "layout": layout(*titles, hovermode="closest"), "label": label})
-    sentence = f"{count(len(best), 'trial')} of {len(story.complete)} complete ones"
-    sentence += f" {'is' if len(best) == 1 else 'are'} beaten in all objectives by no other."
+    sentence = f"{count(len(best), 'trial')} of {len(story.complete)} complete: no other is as good as "
+    sentence += f"{'it' if len(best) == 1 else 'one of these'} in all objectives and better in one."
     return Figure(*figure, sentence, panels, 380)
 
 

@@ -53,22 +53,27 @@ def write_report(
 
 def figures_of(story: Story) -> dict[str, list[Figure]]:
     """One sweep's figures, those that have nothing to show included, by the title of their section."""
-    found = importances(story)
     groups: dict[str, list[Figure | None]] = {
+        # Finalists were searched elsewhere: what differs here is the seed.
         "Finalists": [finals.finalists(story)],
-        "The search": [
-            search.history(story),
-            search.pareto(story),
-            search.importance(story, found),
-            search.parallel(story),
-            search.slices(story, found),
-            search.contours(story, found),
-        ],
+        "The search": [] if story.plan.finalists else _of_the_search(story),
         "The training": [training.curves(story), training.rungs(story)],
         "The machines": [machines.timeline(story), machines.hours(story)],
     }
     kept = {title: [figure for figure in group if figure is not None] for title, group in groups.items()}
     return {title: group for title, group in kept.items() if group}
+
+
+def _of_the_search(story: Story) -> list[Figure | None]:
+    found = importances(story)
+    return [
+        search.history(story),
+        search.pareto(story),
+        search.importance(story, found),
+        search.parallel(story),
+        search.slices(story, found),
+        search.contours(story, found),
+    ]
 
 
 def _place(stories: Sequence[Story], output: str | None) -> tuple[Storage, str]:

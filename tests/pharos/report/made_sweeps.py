@@ -67,7 +67,7 @@ class Sweeps:
                 study.report(number, epoch, tuple(value + 1 / epoch - 1 / length for value in values))
             process = 1 + number % 2
             began, clock[process] = clock[process] + 0.5, clock[process] + 0.5 + length
-            metrics = dict(zip(settings.objectives.metrics, values, strict=True)) | {"peak_memory_gb": 1.0 + number}
+            metrics = {"peak_memory_gb": 1.0 + number, **dict(zip(settings.objectives.metrics, values, strict=True))}
             if outcome == Outcome.RUNNING:
                 continue
             if outcome in (Outcome.PAUSED, Outcome.INTERRUPTED):
