@@ -53,6 +53,26 @@ _WIDER = "return document.documentElement.scrollWidth - document.documentElement
 _EMPTY = """return [...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth < 100
     || !plot.querySelector('.main-svg .trace, .main-svg .contour')).map((plot) => plot.id)"""
 
+# Filters, sorts and opens a trial, and puts all of it back.
+_READER = """
+const table = document.getElementById('trials'), rows = [...table.tBodies[0].rows];
+const choice = document.getElementById('outcome'), words = document.getElementById('words'), right = {};
+choice.value = 'pruned'; choice.dispatchEvent(new Event('change'));
+right['filter by outcome'] = rows.every((row) => row.hidden === (row.dataset.outcome !== 'pruned'));
+choice.value = ''; words.value = '00000'; words.dispatchEvent(new Event('input'));
+right['filter by words'] = rows.filter((row) => !row.hidden).length === 1;
+words.value = ''; words.dispatchEvent(new Event('input'));
+table.tHead.rows[0].cells[2].click();
+const values = [...table.tBodies[0].rows].map((row) => row.cells[2].dataset.v).filter(Boolean).map(Number);
+right['order'] = values.every((value, index) => !index || values[index - 1] <= value);
+table.tHead.rows[0].cells[0].click();
+table.querySelector('button.trial').click();
+const dialog = document.getElementById('detail');
+right['detail'] = dialog.open && dialog.textContent.includes('python platform/train.py --family');
+dialog.close();
+return right;
+"""
+
 
 def main(arguments: list[str]) -> int:
     """Measures and looks; returns the exit status."""
@@ -157,6 +177,7 @@ def look(page: Path, name: str, panels: int, shots: Path | None) -> list[str]:
                 what = f"{name}, {width} px, {theme}"
                 if found != panels:
                     wrong.append(f"{what}: {found} of {panels} panels drawn")
+                wrong += [f"{what}: {each}" for each in use(driver, theme)]
                 wrong += [f"{what}: {each} is empty" for each in driver.execute_script(_EMPTY)]
                 if (wider := driver.execute_script(_WIDER)) > 0:
                     wrong.append(f"{what}: {wider} pixels wider than the window")
@@ -166,6 +187,26 @@ def look(page: Path, name: str, panels: int, shots: Path | None) -> list[str]:
                     shots.mkdir(parents=True, exist_ok=True)
                     _shoot(driver, width, shots / f"{name}-{width}-{theme}.png")
     return wrong
+
+
+def use(driver: Any, theme: str) -> list[str]:
+    """Does what a reader does: another theme and back, a filter, another order, a look at a trial."""
+    wrong = []
+    background = "return document.querySelector('.plot .main-svg').style.background"
+    before = driver.execute_script(background)
+    for each in ({"light": "dark", "dark": "light"}[theme], theme):
+        _set_theme(driver, each)
+        time.sleep(2)
+    if not before or driver.execute_script(background) != before:
+        wrong.append("figures do not follow the theme")
+    found = driver.execute_script(_READER)
+    wrong += [name for name, is_right in found.items() if not is_right]
+    return wrong
+
+
+def _set_theme(driver: Any, theme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 @contextmanager
@@ -183,8 +224,7 @@ def browser(width: int, theme: str) -> Iterator[Any]:
             # A headless window is never narrower than 500 pixels; what it shows can be.
             size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            features = [{"name": "prefers-color-scheme", "value": theme}]
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            _set_theme(driver, theme)
             driver.get("about:blank")
             driver.get_log("performance")  # of the browser's own first page
             yield driver

@@ -7,6 +7,7 @@ from typing import Any
 from pharos.report.story import Story, identity, purpose
 from pharos.report.style import Figure, count, layout, number, rounded, words
 from pharos.study import Span, TrialRecord
+from pharos.trial import Outcome
 
 _ROWS = 40
 _PURPOSES = {
@@ -43,7 +44,9 @@ def timeline(story: Story) -> Figure:
     if len(busy) > len(rows):
         sentence += f" The {len(rows)} that trained longest are shown."
     if any(span.is_lost for _, span in spans):
-        sentence += " Red with an attempt whose process was lost: what its last checkpoint had was kept."
+        sentence += " Red counts attempts whose process was lost, too, though what their last checkpoint had was kept."
+    if any(record.outcome == Outcome.RUNNING for record in story.records):
+        sentence += " Trials that run now have no bar until they end."
     y = {"autorange": "reversed", "type": "category", "showgrid": False, "ticks": "", "categoryorder": "array",
          "categoryarray": list(rows.values())}  # fmt: skip
     x = {"title": {"text": f"{name} since the first step"}, "rangemode": "tozero"}

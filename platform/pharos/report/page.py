@@ -125,9 +125,7 @@ def _running(story: Story) -> str:
     if not waiting and (final >= asked or story.summary["stopped"]):
         return ""
     said = ", ".join(f"{amount} {words(outcome)}" for outcome, amount in waiting.items()) or "none running"
-    return (
-        f"Not finished: {final} of {asked} trials have ended ({said}). This is how it stood {_moment(story.told_at)}."
-    )
+    return f"Not finished: {final} of {asked} trials have ended ({said}). This is how it stood at {_moment(story.told_at)}."
 
 
 def _result(story: Story) -> Section:
