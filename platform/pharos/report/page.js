@@ -49,20 +49,28 @@
     box.append(button, pre);
     return box;
   };
-  const open = (id) => {
-    const trial = details.trials[id];
-    if (!trial) return;
-    document.getElementById("detail-title").textContent = `Trial ${id}: ${trial.outcome}`;
+  const list = (entries) => {
     const facts = element("dl", undefined, "facts");
-    for (const [name, value] of trial.facts) {
+    for (const [name, value] of entries) {
       const row = element("div");
       row.append(element("dt", name), element("dd", value));
       facts.append(row);
     }
-    const parts = [facts];
+    return facts;
+  };
+  const open = (id) => {
+    const trial = details.trials[id];
+    if (!trial) return;
+    document.getElementById("detail-title").textContent = `Trial ${id}: ${trial.outcome}`;
+    const parts = [list(trial.facts)];
     if (trial.reason) parts.push(element("h3", "Reason"), code(trial.reason));
     parts.push(element("h3", "Train it again, from this sweep's folder"), code(details.again + id));
     parts.push(element("h3", "The same from the code alone"), code([...details.common, ...trial.alone].join(" ")));
+    if (trial.metrics.length) {
+      const metrics = element("details");
+      metrics.append(element("summary", "Its last metrics"), list(trial.metrics));
+      parts.push(metrics);
+    }
     document.getElementById("detail-body").replaceChildren(...parts);
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;

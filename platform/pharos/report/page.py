@@ -125,7 +125,8 @@ def _running(story: Story) -> str:
     if not waiting and (final >= asked or story.summary["stopped"]):
         return ""
     said = ", ".join(f"{amount} {words(outcome)}" for outcome, amount in waiting.items()) or "none running"
-    return f"Not finished: {final} of {asked} trials have ended ({said}). This is how it stood at {_moment(story.told_at)}."
+    at = _moment(story.told_at)
+    return f"Not finished: {final} of {asked} trials have ended ({said}). This is how it stood at {at}."
 
 
 def _result(story: Story) -> Section:
@@ -417,11 +418,13 @@ def _details(story: Story) -> dict[str, Any]:
         if broken and record.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
             facts.append(("breaks the constraint on", ", ".join(broken)))
         facts += [(short(name), word(value)) for name, value in record.params.items()]
-        if len(story.records) <= _WITH_METRICS:
-            facts += [(name, number(value)) for name, value in sorted(record.metrics.items())]
         trials[identity(record)] = {
             "outcome": words(record.outcome),
-            "facts": [(name, redact(value)) for name, value in facts] if len(trials) < _WITH_METRICS else facts,
+            "facts": [(name, redact(value)) for name, value in facts],
+            # Of a thousand trials they would be as large as all the rest.
+            "metrics": [(name, number(value)) for name, value in sorted(record.metrics.items())]
+            if len(story.records) <= _WITH_METRICS
+            else [],
             "reason": redact(record.reason)[-_FULL_REASON:],
             "alone": [text for text in commands[record.number] if text not in everywhere],
         }

@@ -254,7 +254,8 @@ def slices(story: Story, found: Sequence[Importance]) -> Figure:
     infeasible = [r for r in story.records if r.outcome in (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)]
     panels = [_slice(story, axis, judged, limits, infeasible) for axis in chosen]
     sentence = f"The value of {count(len(judged.records), 'trial')} {judged.where} over each dimension alone"
-    sentence += ", the most important first, coloured by outcome; the star is the best trial, the dotted line the paper's value."
+    sentence += ", the most important first, coloured by outcome; the star is the best trial, the dotted line the "
+    sentence += "paper's value."
     if infeasible:
         sentence += " Marks along the top are trials that diverged or ran out of memory, which have no value."
     if outside:
