@@ -267,6 +267,7 @@ class Plan:
         Raises:
             InputError: The values contradict its types or its own rules.
         """
+
         def build() -> Any:
             config = copy.deepcopy(self._typed)
             for name, value in (params or {}).items():
