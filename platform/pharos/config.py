@@ -340,13 +340,14 @@ class Plan:
         }
 
 
-def make_plan(family: str, overrides: Sequence[str]) -> Plan:
+def make_plan(family: str, overrides: Sequence[str], *, searches: bool = True) -> Plan:
     """A new sweep's plan from what was typed.
 
     Args:
         family: Its name.
         overrides: Hydra overrides; `data.` is short for `recipe.data.`, and a range of a `recipe.` value makes it
             a dimension of the search.
+        searches: Whether something has to be left to search.
 
     Raises:
         InputError: Anything at all is wrong with them.
@@ -374,10 +375,10 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
         recipe,
         [f"family={family}"]
         # What is typed whole takes the file's place: a list does not merge with a mapping, nor one name with another.
-        + [f"objective={_quote(objective)}"] * (not any(text.startswith("objective=") for text in plain))
-        + [f"constraints={_quote(document['constraints'])}"]
+        + [f"objective={quote(objective)}"] * (not any(text.startswith("objective=") for text in plain))
+        + [f"constraints={quote(document['constraints'])}"]
         * (bool(document["constraints"]) and not any(text.startswith("constraints=") for text in plain))
-        + [f"recipe.{name}={_quote(value)}" for name, value in recipe.scales[scale].items()]
+        + [f"recipe.{name}={quote(value)}" for name, value in recipe.scales[scale].items()]
         + [each for text in plain for each in _opened(text)],
     )
     container = OmegaConf.to_container(composed, resolve=True)
@@ -399,7 +400,7 @@ def make_plan(family: str, overrides: Sequence[str]) -> Plan:
         for name in (dimension.name, *dimension.when):
             if name not in names:
                 raise InputError(f"{name} is not a value of {family}; {suggest(name, names)}")
-    if not len(space):
+    if searches and not len(space):
         raise InputError("nothing is left to search: every dimension has a fixed value")
     wanted = [{}, *document["first_trials"]] if typed_first is None else typed_first
     first = [space.first_trial({k: v for k, v in values.items() if k not in pinned}, names) for values in wanted]
@@ -562,7 +563,7 @@ def _expand(text: str) -> str:
     """An override as Hydra wants it: names in full, and URLs quoted, which may have any character in them."""
     name, equals, value = text.partition("=")
     if "://" in value and value[0] not in "'\"[{" and "(" not in value:
-        text = f"{name}{equals}{_quote(value)}"
+        text = f"{name}{equals}{quote(value)}"
     return f"recipe.{text}" if text.startswith("data.") else text
 
 
@@ -595,7 +596,7 @@ def _opened(text: str) -> list[str]:
     if text.startswith("storage.options="):
         value = OverridesParser.create().parse_override(text).value()
         if isinstance(value, dict):
-            return [f"+storage.options.{key}={_quote(item)}" for key, item in value.items()]
+            return [f"+storage.options.{key}={quote(item)}" for key, item in value.items()]
     return [f"+{text}" if text.startswith("storage.options.") else text]
 
 
@@ -688,14 +689,14 @@ def _in_one_line(make: Callable[[], T], known: Callable[[], list[str]] = list) -
         raise InputError(str(error).strip().split("\n")[0]) from None
 
 
-def _quote(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, str):
         return QuotedString(text=value, quote=Quote.single).with_quotes()
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_quote(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{quote(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_quote(item) for item in value) + "]"
+        return "[" + ",".join(quote(item) for item in value) + "]"
     return str(value)

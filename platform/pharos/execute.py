@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pharos.background import Background
 from pharos.cache import configure
@@ -24,6 +25,7 @@ from pharos.checkpoint import Checkpoint, Checkpoints
 from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import load_recipe
+from pharos.pictures import Pictures
 from pharos.recipe import build_config
 from pharos.retention import Keep
 from pharos.retry import redact
@@ -31,7 +33,7 @@ from pharos.run import Run
 from pharos.saver import Saver
 from pharos.spool import Spool, node_folder
 from pharos.storage import StorageConfig
-from pharos.tracking.tracker import open_tracker
+from pharos.tracking.tracker import Tracker, open_tracker
 from pharos.trial import Ending, Outcome, Report, TrialSpec, TrialStopped
 from pharos.world import World, is_lost_link
 
@@ -125,6 +127,7 @@ def _execute(
     if spec.threads:
         torch.set_num_threads(spec.threads)
     tracker = None
+    pictures = Pictures(spool)
     run = None
     lost = 0.0
     link_lost = False
@@ -140,11 +143,10 @@ def _execute(
             row = {"fidelity": report.fidelity, "seconds": round(report.seconds, 3), **_finite(report.metrics)}
             spool.folder.append_line("metrics.jsonl", json.dumps(row))
             tracker.log(report.fidelity, report.metrics)
-            numbers = {name: value for name, value in report.metrics.items() if math.isfinite(value)}
             on_report(
                 dataclasses.replace(
                     report,
-                    metrics=numbers,
+                    metrics={name: value for name, value in report.metrics.items() if math.isfinite(value)},
                     lost_seconds=lost,
                     process=os.getpid(),
                     started_at=run.started_at if run else 0.0,
@@ -157,7 +159,7 @@ def _execute(
             objective=spec.objective,
             watched=spec.watched,
             on_report=report,
-            on_image=tracker.image if tracker else lambda step, name, image: None,
+            on_image=_show(tracker, pictures),
             on_histogram=tracker.histogram if tracker and spec.tracking.get("gradients") else None,
             saver=_saver(spec, spool, world, attempt),
             saved=saved,
@@ -206,11 +208,23 @@ def _execute(
         ended_at=time.time(),
         is_lost_link=link_lost,
     )
+    pictures.close()
     if tracker is not None:
         tracker.finish(ending)
     if run is not None:
         run.close()
     return ending
+
+
+def _show(tracker: Tracker | None, pictures: Pictures) -> Callable[[int, str, Tensor], None]:
+    """What takes a recipe's pictures; those of other workers than the first go nowhere."""
+
+    def show(fidelity: int, name: str, image: Tensor) -> None:
+        if tracker is not None:
+            tracker.image(fidelity, name, image)
+            pictures.keep(name, image)
+
+    return show
 
 
 def _saver(spec: TrialSpec, spool: Spool, world: World, attempt: str) -> Saver:

@@ -179,7 +179,7 @@ class Run:
         return self._loop(name, count, lambda key, index: index)
 
     def log_image(self, name: str, image: Tensor) -> None:
-        """Shows a picture, (3, height, width) with values in [0, 1], where the run is tracked."""
+        """Shows a picture, (3, height, width) with values in [0, 1], where the run is tracked and in its report."""
         # It belongs to the epoch that is being trained, whose report may come before it or after it.
         self._on_image(self.fidelity + 1 if self._loops else max(1, self.fidelity), name, image)
 

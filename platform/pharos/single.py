@@ -90,7 +90,7 @@ def new_run(family: str, overrides: Sequence[str]) -> Single:
     Raises:
         InputError: Something in the request is wrong; nothing was written.
     """
-    plan = make_plan(family, ["tracking=none", *overrides])
+    plan = make_plan(family, ["tracking=none", *overrides], searches=False)
     return _create(plan, {}, plan.settings.storage.open())
 
 

@@ -51,7 +51,7 @@ class Spool:
     def __init__(self, home: Storage, folder: Storage, names: Sequence[str], seconds: float = 10.0):
         self.folder = folder
         self.home = home
-        self._names = names
+        self._names = list(names)
         self._outbox: Outbox | None = None
         self._sent: dict[str, int] = {}
         self._sending = threading.Lock()  # an older copy must not arrive after a newer one
@@ -88,6 +88,13 @@ class Spool:
         self.folder.write_bytes(name, data)
         self._sent.pop(name, None)  # it may be another of the same length
 
+    def add(self, name: str, data: bytes) -> None:
+        """Writes a file that was not named before, or writes it anew."""
+        self.replace(name, data)
+        with self._sending:
+            if name not in self._names:
+                self._names.append(name)
+
     def close(self, patience: float) -> None:
         """Mirrors what is left and forgets the node's copies; those that could not be mirrored stay and are named.
 
@@ -111,7 +118,7 @@ class Spool:
     def forget(self) -> None:
         """Removes this node's folder if nothing is left in it but its lock."""
         folder = Path(self.folder.root)
-        if not self.home.is_local and {path.name for path in folder.iterdir()} <= {".lock"}:
+        if not self.home.is_local and {p.name for p in folder.rglob("*") if p.is_file()} <= {".lock"}:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _fetch(self, name: str) -> None:

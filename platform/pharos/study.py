@@ -82,6 +82,18 @@ def _in_one_line(method: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+@dataclass(frozen=True)
+class Span:
+    """The time that a process trained a trial for, in one attempt."""
+
+    process: int
+    started_at: float
+    """Wall-clock time, as of all else here."""
+    ended_at: float
+    is_lost: bool = False
+    """Whether the process was lost; what it had saved by then was kept."""
+
+
 @dataclass
 class TrialRecord:
     """A trial as the study knows it."""
@@ -105,6 +117,10 @@ class TrialRecord:
     lost_seconds: float = 0.0
     origin: Origin | None = None
     """Where it started from, if not from nothing."""
+    spans: list[Span] = field(default_factory=list)
+    """The attempts that have ended; one whose driver died with it is not among them."""
+    attempt: Span | None = field(default=None, compare=False)
+    """The present one, up to its last report; its own driver alone knows it."""
 
     @property
     def last_values(self) -> tuple[float, ...] | None:
@@ -377,6 +393,7 @@ class Study:
         with self._together():
             self._become(number, Outcome.INTERRUPTED)
             self._set(number, lost_seconds=round(self.records[number].lost_seconds, 3))
+            self._close_attempt(number)
             self._storage.set_trial_state_values(self._trials[number], TrialState.WAITING)
 
     @_in_one_line
@@ -385,12 +402,15 @@ class Study:
         record = self.records[number]
         with self._together():
             self._set(number, seconds=round(record.seconds, 3), metrics=record.metrics)
+            self._close_attempt(number)
             self._become(number, Outcome.PAUSED)
 
     def lose(self, number: int) -> int:
         """Puts back a trial that lost its process; returns how often that has happened to it."""
         record = self.records[number]
         record.attempts += 1
+        if record.attempt is not None:
+            record.attempt = dataclasses.replace(record.attempt, is_lost=True)
         with self._together():
             self._set(number, attempts=record.attempts)
             self.interrupt(number)
@@ -406,6 +426,9 @@ class Study:
         record = self.records[number]
         record.reason, record.metrics, record.fidelity = ending.reason, ending.metrics, ending.fidelity
         record.seconds = ending.seconds
+        if ending.started_at:
+            record.spans.append(Span(ending.process, ending.started_at, ending.ended_at))
+        record.attempt = None
         with self._together():
             self._become(
                 number,
@@ -436,6 +459,14 @@ class Study:
                 self._storage.set_trial_system_attr(self._trials[number], f"{_CONSTRAINT}{name}", violation)
             self._storage.set_trial_state_values(self._trials[number], _STATES[ending.outcome], values)
         return record
+
+    def _close_attempt(self, number: int) -> None:
+        """Keeps when an attempt was that is not the trial's last."""
+        record = self.records[number]
+        if record.attempt is not None:
+            record.spans.append(record.attempt)
+            record.attempt = None
+            self._set(number, spans=[dataclasses.astuple(span) for span in record.spans])
 
     def _become(self, number: int, outcome: Outcome, **attributes: Any) -> None:
         record = self.records[number]
@@ -644,7 +675,16 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         seconds=attributes.get("seconds", 0.0),
         lost_seconds=attributes.get("lost_seconds", 0.0),
         origin=Origin(**origin) if origin else None,
+        spans=_spans(attributes, outcome),
     )
+
+
+def _spans(attributes: Mapping[str, Any], outcome: Outcome) -> list[Span]:
+    """The attempts at a trial, the last of which is kept apart."""
+    earlier = [Span(*span) for span in attributes.get("spans", [])]
+    if not outcome.is_final or not attributes.get("started_at"):
+        return earlier
+    return [*earlier, Span(attributes["process"], attributes["started_at"], attributes["ended_at"])]
 
 
 @contextlib.contextmanager

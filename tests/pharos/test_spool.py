@@ -393,3 +393,13 @@ def test_in_a_bucket_with_faults_of_every_kind_all_of_it_arrives(server, url, di
     assert direct.read_lines("metrics.jsonl") == [str(index) for index in range(40)]
     assert held(spool.folder) == {}
     assert set(direct.sizes()) == {"log", "metrics.jsonl"}
+
+
+def test_a_file_that_is_added_later_goes_to_the_store_too_and_leaves_nothing_here(open_spool, home):
+    spool = open_spool(home)
+    spool.add("pictures/a.png", b"first")
+    spool.add("pictures/a.png", b"other")
+    spool.close(5)
+    assert held(home) == {"pictures/a.png": b"other"}
+    spool.forget()
+    assert not Path(spool.folder.root).exists()

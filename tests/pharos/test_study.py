@@ -1,5 +1,6 @@
 """The study: one truthful record, whatever happens to its driver."""
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -17,7 +18,18 @@ from pharos.errors import InputError
 from pharos.search.objective import Constraint, Objective, Objectives
 from pharos.space import parse_space
 from pharos.storage import Storage
-from pharos.study import Evidence, Study, TrialRecord, Usage, best_record, count_outcomes, front, ranked, read_study
+from pharos.study import (
+    Evidence,
+    Span,
+    Study,
+    TrialRecord,
+    Usage,
+    best_record,
+    count_outcomes,
+    front,
+    ranked,
+    read_study,
+)
 from pharos.trial import Ending, Origin, Outcome
 
 SPACE = parse_space(
@@ -473,6 +485,24 @@ def test_a_region_that_breaks_a_constraint_turns_the_sampler_away(tmp_path):
 def unlock(study):
     """As the system does with the lock of a process that is gone."""
     study._unlock()
+
+
+def test_every_attempt_s_time_is_kept_and_which_of_them_lost_their_process(study, tmp_path):
+    number = ask(study).number
+    record = study.records[number]
+    attempts = [Span(11, 1.0, 2.0), Span(12, 3.0, 4.5), Span(13, 5.0, 6.0)]
+    for attempt, leave in zip(attempts, (study.pause, study.lose, study.interrupt), strict=True):
+        record.attempt = attempt
+        leave(number)
+        study.hand_out(number)
+    study.interrupt(number)  # of an attempt that reported nothing, there is nothing to keep
+    study.hand_out(number)
+    study.report(number, 3, (1.0,))
+    record.attempt = Span(14, 7.0, 8.0)
+    study.tell(number, Ending(Outcome.COMPLETE, "", 3, {"error": 1.0}, process=14, started_at=7.0, ended_at=9.0))
+    kept = [attempts[0], dataclasses.replace(attempts[1], is_lost=True), attempts[2], Span(14, 7.0, 9.0)]
+    assert record.spans == kept
+    assert read(tmp_path)[0][number].spans == kept
 
 
 @pytest.mark.parametrize("leave", [Study.close, unlock], ids=["closed", "killed"])

@@ -65,6 +65,11 @@ class SchedulerConfig:
         if self.name == "median" and objectives > 1:
             raise InputError("scheduler=median compares one objective; scheduler=asha takes several")
 
+    @property
+    def used(self) -> dict[str, Any]:
+        """The settings that mean something to this scheduler."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name in _USES[self.name]}
+
     def check_used(self) -> None:
         """Complains of a setting that means nothing to this scheduler; a sweep of before may have its own defaults.
 

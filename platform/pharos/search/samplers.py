@@ -33,6 +33,16 @@ class SamplerConfig:
     points: int = 5
     population: int = 20
 
+    @property
+    def used(self) -> dict[str, Any]:
+        """The settings that mean something to this sampler."""
+        uses = {
+            "startup": ("multifidelity", "tpe", "gp", "cmaes"),
+            "points": ("grid",),
+            "population": ("nsga2", "nsga3"),
+        }
+        return {name: getattr(self, name) for name, those in uses.items() if self.name in those}
+
     def check(self, objectives: int) -> None:
         """Complains of what no sampler, or not this one, can do.
 

@@ -14,7 +14,7 @@ from pharos.schedulers.base import GO_ON, Action, Clone, Decision, GoOn, Schedul
 from pharos.search.fronts import Losses, pareto_front
 from pharos.search.limits import Breaker
 from pharos.space import Params, Space
-from pharos.study import Study, TrialRecord, losses_of
+from pharos.study import Span, Study, TrialRecord, losses_of
 from pharos.trial import Ending, Origin, Outcome, Report
 
 
@@ -116,6 +116,7 @@ class Search:
         if record.outcome != Outcome.RUNNING:
             return Decision(Action.STOP)
         record.metrics, record.seconds = report.metrics, report.seconds
+        record.attempt = Span(report.process, report.started_at, time.time())
         values = self.study.objectives.values(report.metrics)
         if values is None:
             return GO_ON

@@ -12,11 +12,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pharos
 from pharos.errors import PharosError
-from pharos.notify import Message
+
+if TYPE_CHECKING:
+    from pharos.notify import Message
 
 _ALERT_SECONDS = 30.0
 _HERE = str(Path(pharos.__file__).parents[1])
