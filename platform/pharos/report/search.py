@@ -108,7 +108,7 @@ def parallel(story: Story) -> Figure:
     first = max(1, min(_BEST, len(order) // 4))
     half = max(first, len(order) // 2)
     groups = [order[:first], order[first:half], order[half:]]
-    names = [f"best {first}", "the rest of the better half", "worse half"]
+    names = [f"best {first}", "better half", "worse half"]
     missing = any(a.is_conditional for a in dimensions)
     data: list[dict[str, Any]] = []
     for index in reversed(range(len(groups))):
