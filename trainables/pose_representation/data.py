@@ -36,5 +36,5 @@ def exchanged(x: Tensor, part: Sequence[int], generator: torch.Generator) -> Ten
 
 def mm_per_unit(poses: PoseSet) -> Tensor:
     """Millimetres that a normalised unit stands for in each pose (N,), whatever the input was measured in."""
-    size = torch.linalg.vector_norm(poses.truth[..., :2], dim=(1, 2))
-    return size / torch.linalg.vector_norm(poses.x, dim=(1, 2))
+    millimetres, units = (values[..., :2].square().sum(dim=(1, 2)) for values in (poses.truth, poses.x))
+    return (millimetres / units).sqrt()

@@ -69,6 +69,10 @@ class Combine(nn.Module):
         joints: Number of joints J.
     """
 
+    _order: Tensor
+    _places: Tensor
+    _times: Tensor
+
     def __init__(self, parts: Partition, joints: int) -> None:
         super().__init__()
         places = torch.tensor([joint for part in parts.values() for joint in part])

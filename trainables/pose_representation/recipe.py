@@ -92,7 +92,7 @@ class PoseRepresentation(Recipe):
             "critic_width": 128,
             "batch_size": 512,
             "rotation_per": "sample",
-            "epochs": 40,
+            "epochs": 30,
             "evaluate_every": 2,
             "seeds": 1,
             # A hundredth of the paper's steps: at its constant 2e-4 training would stop half-way.
