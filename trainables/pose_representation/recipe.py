@@ -90,10 +90,10 @@ class PoseRepresentation(Recipe):
         "small": {
             "width": 128,
             "critic_width": 128,
-            "batch_size": 512,
+            "batch_size": 256,
             "rotation_per": "sample",
-            "epochs": 30,
-            "evaluate_every": 2,
+            "epochs": 16,
+            "evaluate_every": 1,
             "seeds": 1,
             # A hundredth of the paper's steps: at its constant 2e-4 training would stop half-way.
             "optim.lr": 1e-3,
