@@ -3,8 +3,8 @@
     python benchmarks/pose_representation_claims.py [--seeds 5] [--jobs 2] [--json FILE] [name=value ...]
 
 Trains the five representations for each seed (of the model and of the data alike; with one seed all of them meet the
-same poses, critic, batches and views) by `platform/train.py` itself. Settings are passed on, such as `data.source=asf_amc`.
-Prints Markdown:
+same poses, critic, batches and views) by `platform/train.py` itself. Settings are passed on, such as
+`data.source=asf_amc`. Prints Markdown:
 
     accuracy       PA-MPJPE of the last epoch on every split, in mm: mean, standard deviation, and the difference to the
                    whole skeleton, paired by seed: mean and its 95 % interval, and in how many seeds it is lower

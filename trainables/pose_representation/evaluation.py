@@ -116,7 +116,7 @@ class CorrelationStudy:
         within = [found.induced[part][:, part].flatten() for part in (self._legs, self._torso)]
         return {
             "correlation/five": leakage(influences, list(five.values())),
-            "correlation/opposite": both / of_limbs,
+            "correlation/opposite": both / of_limbs if of_limbs else 0.0,
             "correlation/mirror": differences / both if both else 0.0,
             "correlation/across": float(across.mean()),
             "correlation/within": float(torch.cat(within).mean()),

@@ -75,13 +75,13 @@ class Combine(nn.Module):
 
     def __init__(self, parts: Partition, joints: int) -> None:
         super().__init__()
-        places = torch.tensor([joint for part in parts.values() for joint in part])
+        places = [joint for part in parts.values() for joint in part]
         self._joints = joints
         self._is_disjoint = len(places) == joints
         # Not in checkpoints: they follow from the partition.
-        self.register_buffer("_places", places, persistent=False)
-        self.register_buffer("_order", places.argsort(), persistent=False)
-        self.register_buffer("_times", places.bincount(minlength=joints), persistent=False)
+        self.register_buffer("_places", torch.tensor(places), persistent=False)
+        self.register_buffer("_order", torch.tensor([places.index(joint) for joint in range(joints)]), persistent=False)
+        self.register_buffer("_times", torch.tensor([places.count(joint) for joint in range(joints)]), persistent=False)
 
     def forward(self, depths: Sequence[Tensor]) -> Tensor:
         """Depths (B, n) of each part, in the order of the parts -> (B, J)."""

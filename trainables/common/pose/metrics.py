@@ -385,10 +385,11 @@ def leakage(influences: Tensor, parts: Sequence[Sequence[int]]) -> float:
         parts: Joints of each part, disjoint.
 
     Returns:
-        In [0, 1].
+        In [0, 1]; 0 for a lifter that depends on nothing.
     """
     inside = torch.zeros_like(influences, dtype=torch.bool)
     for part in parts:
         rows = torch.tensor(list(part), device=influences.device)
         inside[rows[:, None], rows] = True
-    return float(influences[~inside].sum()) / float(influences.sum())
+    everything = float(influences.sum())
+    return float(influences[~inside].sum()) / everything if everything else 0.0
