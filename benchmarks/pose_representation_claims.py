@@ -36,6 +36,7 @@ _DEPENDENCE = {
     "correlation/mirror": "mirror difference",
     "correlation/across": "made up, across",
     "correlation/within": "made up, within",
+    "correlation/flipped": "parts of wrong sign",
     "swap/legs": "swap: legs, mm",
     "swap/torso": "swap: torso, mm",
 }

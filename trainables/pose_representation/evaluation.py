@@ -53,11 +53,13 @@ class Correlations:
         influence: Mean size of the gradient, each row divided by its sum.
         learned: Size of the correlation of the predicted depth with both coordinates.
         induced: Size of the difference to the correlation of the *true* depth: what the model made up.
+        flipped: How many of the five parts have depths that run against the truth while most run with it.
     """
 
     influence: Tensor
     learned: Tensor
     induced: Tensor
+    flipped: int = 0
 
 
 class CorrelationStudy:
@@ -96,7 +98,14 @@ class CorrelationStudy:
             influence=influences / rows.clamp_min(torch.finfo(rows.dtype).tiny),
             learned=torch.linalg.vector_norm(learned, dim=-1),
             induced=torch.linalg.vector_norm(learned - real, dim=-1),
+            flipped=self._flipped(z),
         )
+
+    def _flipped(self, z: Tensor) -> int:
+        """Parts with the wrong sign, which neither cycle nor quarter turns can tell (pitfall P10); at most 2 of 5."""
+        parts = self._subset.five_parts.values()
+        against = sum(float((z * self._truth)[:, list(part)].sum()) < 0 for part in parts)
+        return min(against, len(parts) - against)
 
     def measures(self, found: Correlations, influences: Tensor) -> dict[str, float]:
         """The tables in numbers, the parts the same for all representations.
@@ -104,7 +113,8 @@ class CorrelationStudy:
         Returns:
             `five`: share of the influence that crosses the five parts; `opposite`: share of the limbs' that comes from
             the limb on the other side; `mirror`: by how much left on right and right on left differ, as a share of
-            their sum; `across` and `within`: mean induced correlation between legs and torso, and inside of them.
+            their sum; `across` and `within`: mean induced correlation between legs and torso, and inside of them;
+            `flipped`: parts with the wrong sign of the depth.
         """
         five = self._subset.five_parts
         pairs = [("left_leg", "right_leg"), ("left_arm", "right_arm")]
@@ -120,6 +130,7 @@ class CorrelationStudy:
             "correlation/mirror": differences / both if both else 0.0,
             "correlation/across": float(across.mean()),
             "correlation/within": float(torch.cat(within).mean()),
+            "correlation/flipped": float(found.flipped),
         }
 
     def swap(self, lift: Lift) -> dict[str, float]:

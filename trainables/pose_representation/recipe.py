@@ -122,7 +122,7 @@ class PoseRepresentation(Recipe):
         return config.epochs
 
     def check(self, config: PoseRepresentationConfig) -> None:
-        if config.data.root:
+        if config.data.root or config.data.cross_root:
             open_poses(config.data)
 
     def train(self, run: Run, config: PoseRepresentationConfig) -> None:

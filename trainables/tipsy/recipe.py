@@ -115,7 +115,7 @@ class Tipsy(Recipe):
         return config.epochs + config.student_epochs
 
     def check(self, config: TipsyConfig) -> None:
-        if config.data.root:
+        if config.data.root or config.data.cross_root:
             open_poses(config.data)
 
     def train(self, run: Run, config: TipsyConfig) -> None:

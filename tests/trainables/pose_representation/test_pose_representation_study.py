@@ -297,6 +297,13 @@ def test_the_true_depth_is_not_made_up_and_a_crossed_one_is(poses: Poses) -> Non
 
     made_up = study.of(crossed, ones)
     assert made_up.induced[2, 15] > 0.5
+    assert honest.flipped == 0
+    # A global sign is no part's; one arm's is, and so is that of all but two limbs.
+    arm, limbs = torch.ones(16), -torch.ones(16)
+    arm[10:13] = -1
+    limbs[:6] = 1
+    flipped = [study.of(lambda x, sign=sign: truth * sign, ones).flipped for sign in (-torch.ones(16), arm, limbs)]
+    assert flipped == [0, 1, 2]
     assert study.measures(made_up, ones)["correlation/across"] > study.measures(honest, ones)["correlation/across"]
 
 
