@@ -19,14 +19,22 @@ Results = dict[tuple[str, int], dict[str, Any]]
 """What `train.py --json` gives, by variant and seed."""
 
 
-def read_options(description: str, seeds: int) -> argparse.Namespace:
-    """What is typed: `--seeds`, `--jobs`, `--json` and settings that are passed on."""
+def read_options(description: str, seeds: int, variants: Sequence[str] = ()) -> argparse.Namespace:
+    """What is typed: `--seeds`, `--jobs`, `--json` and settings that are passed on.
+
+    Args:
+        description: Of the benchmark.
+        seeds: How many by default.
+        variants: If given, `--only` chooses some of them.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=seeds, help="how many; the claims are about means over them")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
     parser.add_argument(
         "--json", metavar="FILE", help="also write every run's metrics there; go on with it if it exists"
     )
+    if variants:
+        parser.add_argument("--only", nargs="+", choices=variants, default=list(variants), help="which to train")
     parser.add_argument("settings", nargs="*", metavar="name=value")
     return parser.parse_intermixed_args()
 

@@ -1,6 +1,7 @@
 """The claims about 2D pose representations, measured: the tables in `trainables/pose_representation/README.md`.
 
     python benchmarks/pose_representation_claims.py [--seeds 5] [--jobs 2] [--json FILE] [name=value ...]
+        [--only NAME ...]
 
 Trains the five representations for each seed (of the model and of the data alike; with one seed all of them meet the
 same poses, critic, batches and views) by `platform/train.py` itself. Settings are passed on, such as
@@ -48,6 +49,7 @@ class _Table:
     def __init__(self, results: Results, options: argparse.Namespace):
         self._results = results
         self._seeds = range(options.seeds)
+        self._titles = {name: _REPRESENTATIONS[name] for name in _REPRESENTATIONS if (name, 0) in results}
 
     def column(self, representation: str, metric: str) -> list[float]:
         """One metric of a representation, by seed."""
@@ -62,7 +64,7 @@ class _Table:
     def accuracy(self) -> str:
         head = ["PA-MPJPE, mm", *(name for split in self.splits for name in (split, "against whole"))]
         rows = []
-        for representation, title in _REPRESENTATIONS.items():
+        for representation, title in self._titles.items():
             cells = []
             for split in self.splits:
                 ours, whole = (self.column(name, f"{split}/pa_mpjpe") for name in (representation, _BASELINE))
@@ -74,16 +76,16 @@ class _Table:
         head = ["N-MPJPE, mm", *self.splits]
         rows = [
             [title, *(mean_and_spread(self.column(name, f"{split}/n_mpjpe")) for split in self.splits)]
-            for name, title in _REPRESENTATIONS.items()
+            for name, title in self._titles.items()
         ]
         return table(head, rows)
 
     def stability(self) -> str:
-        errors = {name: self.column(name, "val/pa_mpjpe") for name in _REPRESENTATIONS}
+        errors = {name: self.column(name, "val/pa_mpjpe") for name in self._titles}
         bound = _NEAR * min(min(values) for values in errors.values())
         head = ["validation, mm", "mean", "sd over seeds", "best", "worst", "within 5 % of the best", *_STEADY.values()]
         rows = []
-        for name, title in _REPRESENTATIONS.items():
+        for name, title in self._titles.items():
             values = errors[name]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             near = f"{sum(value <= bound for value in values)} of {len(values)}"
@@ -95,7 +97,7 @@ class _Table:
     def dependence(self) -> str:
         head = ["mean over seeds", "parameters", *_DEPENDENCE.values()]
         rows = []
-        for name, title in _REPRESENTATIONS.items():
+        for name, title in self._titles.items():
             means = {metric: statistics.mean(self.column(name, metric)) for metric in _DEPENDENCE}
             cells = [f"{value:.0f}" if metric.startswith("swap") else f"{value:.2f}" for metric, value in means.items()]
             rows.append([title, f"{self.column(name, 'parameters')[0]:,.0f}", *cells])
@@ -113,8 +115,8 @@ def _against(ours: list[float], whole: list[float]) -> str:
 
 def main() -> None:
     """Trains all of them and prints the tables."""
-    options = read_options(__doc__ or "", seeds=5)
-    variants = {name: [f"recipe.representation={name}"] for name in _REPRESENTATIONS}
+    options = read_options(__doc__ or "", seeds=5, variants=[name for name in _REPRESENTATIONS if name != _BASELINE])
+    variants = {name: [f"recipe.representation={name}"] for name in (_BASELINE, *options.only)}
     runs = _Table(train_all("pose_representation", variants, options), options)
     print("\n\n".join([runs.accuracy(), runs.normalised(), runs.stability(), runs.dependence()]))
 

@@ -162,7 +162,8 @@ class PoseRepresentation(Recipe):
                     if is_last:
                         influences = judge.influences(lift)
                         correlations = study.of(lift, influences)
-                        scores |= judge.tests(lift) | study.measures(correlations, influences) | study.swap(lift)
+                        scores |= judge.tests(lift, influences) | study.measures(correlations, influences)
+                        scores |= study.swap(lift)
                         if not found:
                             run.log_image("correlations", draw_correlations(correlations))
                 found.append(scores)
