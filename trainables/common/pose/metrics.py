@@ -369,7 +369,7 @@ def influence(lift: Lift, x: Tensor) -> Tensor:
         (J, J): row j, column i is the mean over poses of |d z_j / d x_i|.
     """
     count, joints = x.shape[:2]
-    # A copy of the poses for each depth: one pass backward gives all rows, where 16 would gather sharded weights 16 times.
+    # A copy of the poses for each depth: one pass backward gives all rows, and gathers sharded weights once.
     at = x.detach().repeat(joints, 1, 1).requires_grad_(True)
     z = lift(at).reshape(joints, count, joints)
     (slope,) = torch.autograd.grad(z.diagonal(dim1=0, dim2=2).sum(), at)
