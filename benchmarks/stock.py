@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from pharos.engines.optimizers import OptimConfig, make_optimizer
 from pharos.recipe import build_config
+from trainables.common.pose.adversarial import critic_objective, generator_objective
+from trainables.common.pose.augmentation import chance, flipped
 from trainables.common.pose.data import Poses, open_poses
+from trainables.common.pose.evaluation import CollapseGuard, Judge
 from trainables.common.pose.geometry import draw_rotations
-from trainables.tipsy.data import chance, flipped
-from trainables.tipsy.evaluation import CollapseGuard, Judge
-from trainables.tipsy.losses import critic_objective, generator_objective
-from trainables.tipsy.model import Critic
+from trainables.common.pose.networks import Critic
 from trainables.tipsy.recipe import TipsyConfig, generator_networks, objective_settings
 
 Job = dict[str, Any]

@@ -11,17 +11,9 @@ each by `platform/train.py` itself. Settings are passed on, such as `recipe.opti
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.claims import mean_and_spread, read_options, table, train_all
 
 _VARIANTS: dict[str, list[str]] = {
     "pair": [],
@@ -38,46 +30,18 @@ _ROWS = {
 _SPLITS = ("val", "matched", "recombined")
 
 
-def train(variant: str, seed: int, settings: list[str], scratch: str) -> dict[str, Any]:
-    """One run; its result as `train.py --json` gives it."""
-    command = [sys.executable, str(ROOT / "platform/train.py"), "--family", "tipsy", "--json", f"storage.url={scratch}"]
-    command += [f"seed={seed}", f"data.seed={seed}", *_VARIANTS[variant], *settings]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode not in (0, 1):
-        raise SystemExit(run.stderr.strip().split("\n")[-1])
-    result: dict[str, Any] = json.loads(run.stdout)
-    print(f"{variant} seed {seed}: {result['outcome']}, {result['seconds']:.0f} s", file=sys.stderr)
-    return result
-
-
-def cell(values: list[float]) -> str:
-    """Mean, sample standard deviation, and the worst."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} (worst {max(values):.1f})"
-
-
 def main() -> None:
     """Trains all of them and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="how many; the paper's claims are about means over them")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
-    parser.add_argument("--json", metavar="FILE", help="also write every run's metrics there")
-    parser.add_argument("settings", nargs="*", metavar="name=value")
-    options = parser.parse_intermixed_args()
-    tasks = [(variant, seed) for seed in range(options.seeds) for variant in _VARIANTS]
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda task: train(task[0], task[1], options.settings, scratch), tasks))
-    results = dict(zip(tasks, found, strict=True))
-    if options.json:
-        Path(options.json).write_text(json.dumps({f"{v}/{s}": r for (v, s), r in results.items()}, indent=1))
-
-    print("| PA-MPJPE, mm | " + " | ".join(_SPLITS) + " |\n" + "|---" * (len(_SPLITS) + 1) + "|")
+    options = read_options(__doc__ or "", seeds=3)
+    results = train_all("tipsy", _VARIANTS, options)
+    rows = []
     means: dict[str, dict[str, float]] = {}
     for title, (variant, prefix) in _ROWS.items():
         runs = [results[variant, seed]["metrics"] for seed in range(options.seeds)]
         columns = {split: [run[f"{prefix}{split}/pa_mpjpe"] for run in runs] for split in _SPLITS}
         means[title] = {split: statistics.mean(values) for split, values in columns.items()}
-        print(f"| {title} | " + " | ".join(cell(values) for values in columns.values()) + " |")
+        rows.append([title, *(f"{mean_and_spread(values)} (worst {max(values):.1f})" for values in columns.values())])
+    print(table(["PA-MPJPE, mm", *_SPLITS], rows))
     solo, two, bare, student = means.values()
     for text, a, b in (
         ("two generators against solo", two, solo),

@@ -11,46 +11,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from pharos.errors import InputError
 from pharos.learner import Learner, OptimConfig
 from pharos.recipe import Recipe
 from pharos.run import Epoch, Run
-from trainables.common.pose.data import PoseDataConfig, open_poses
+from trainables.common.pose.adversarial import ObjectiveSettings, critic_objective, generator_objective
+from trainables.common.pose.evaluation import CollapseGuard, Judge
+from trainables.common.pose.networks import Critic, Lifter
+from trainables.common.pose.settings import AdversarialConfig, Means, keras_adam
 from trainables.common.pose.skeleton import SUBSETS
-from trainables.tipsy.data import Views, chance, flipped
-from trainables.tipsy.evaluation import CollapseGuard, Judge
-from trainables.tipsy.losses import ObjectiveSettings, critic_objective, distillation_loss, generator_objective
-from trainables.tipsy.model import Critic, Lifter, Pair
-
-
-def _adam() -> OptimConfig:
-    return OptimConfig(lr=2e-4, eps=1e-7)  # Keras' epsilon
+from trainables.tipsy.data import Views, chance, flipped, open_poses
+from trainables.tipsy.losses import distillation_loss
+from trainables.tipsy.model import Pair
 
 
 @dataclass
-class TipsyConfig:
+class TipsyConfig(AdversarialConfig):
     """Defaults are the paper's values, or the authors' code's where the paper is silent."""
 
-    data: PoseDataConfig = field(default_factory=PoseDataConfig)
-    """Which poses."""
     generators: str = "pair"
     """pair: legs and torso apart (the paper); solo: one for the whole pose (its baseline)."""
-    optim: OptimConfig = field(default_factory=_adam)
-    """Of the generators."""
-    critic_optim: OptimConfig = field(default_factory=_adam)
-    """Of the critic."""
-    student_optim: OptimConfig = field(default_factory=_adam)
+    student_optim: OptimConfig = field(default_factory=keras_adam)
     """Of the distilled student."""
-    epochs: int = 800
-    """Of the adversarial stage."""
     student_epochs: int = 500
     """Of the distillation; 0 leaves it out."""
-    batch_size: int = 8192
-    """Poses a step, over all workers."""
-    width: int = 1024
-    """Features of the generators' layers."""
     blocks_legs: int = 3
     """Residual blocks of the legs' generator."""
     blocks_torso: int = 3
@@ -61,48 +47,14 @@ class TipsyConfig:
     """Features of the student's layers."""
     student_blocks: int = 3
     """Residual blocks of the student."""
-    critic_width: int = 1024
-    """Features of the critic's layers."""
-    critic_blocks: int = 3
-    """Residual blocks of the critic."""
-    norm: str = "affine"
-    """affine (what the authors' batch norm amounts to), batch, layer or none."""
-    dropout: float = 0.0
-    """In the generators' and the student's blocks; 0.5 with norm=batch is the literal architecture."""
-    activation: str = "relu"
-    """relu, leaky_relu or gelu."""
     gan_loss: str = "bce_smooth"
     """bce_smooth, lsgan or hinge."""
-    smooth: float = 0.2
-    """bce_smooth: how far the real label is from 1."""
-    label_flip: float = 10 / 99
-    """Share of the critic's steps in which real and fake labels are exchanged."""
-    w_adv: float = 1.0
-    """Weight of the adversarial term; each part gets its share of the joints of it."""
-    w_2d: float = 10.0
-    """Weight of the 2D cycle."""
-    w_90: float = 3.0
-    """Weight of the 90-degree consistency; 0 takes it away."""
     w_90_180: bool = True
     """Whether the 90-degree consistency has its third term, the half turn."""
-    reduction: str = "part_mean"
-    """part_mean (the paper) or joint_mean: how a part's errors are averaged."""
-    azimuth_max: float = 160.0
-    """Largest turn of a reprojection, in degrees."""
-    elevation_max: float = 10.0
-    """Largest tilt of a reprojection, in degrees."""
-    rotation_per: str = "batch"
-    """batch: one view for all poses of a step (the paper); sample: one each."""
-    flip: str = "naive"
-    """Of half of the batches: naive mirrors x (the authors' code), swap also exchanges left and right, or none."""
-    renorm_fake: bool = False
-    """Whether reprojections are scaled to touch the unit box as the data do, before the critic sees them."""
     critic_steps: int = 1
     """Critic steps a generator step."""
     r1_gamma: float = 0.0
     """Weight of a gradient penalty on the critic; 0 leaves it out."""
-    evaluate_every: int = 10
-    """Epochs between two evaluations, which are what is reported; the last epoch of a stage always is."""
     select: str = "fixed"
     """Which weights the adversarial stage hands on: fixed (the last), label_free (the best label-free score,
     with early stopping) or oracle (the best labelled error on validation; for ablations only)."""
@@ -115,25 +67,10 @@ class TipsyConfig:
         Raises:
             InputError: A value is impossible.
         """
-        choices = {
-            "generators": ("pair", "solo"),
-            "norm": ("affine", "batch", "layer", "none"),
-            "activation": ("relu", "leaky_relu", "gelu"),
-            "gan_loss": ("bce_smooth", "lsgan", "hinge"),
-            "reduction": ("part_mean", "joint_mean"),
-            "rotation_per": ("batch", "sample"),
-            "flip": ("naive", "swap", "none"),
-            "select": ("fixed", "label_free", "oracle"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"recipe.{name}={getattr(self, name)} must be one of {', '.join(allowed)}")
-        least = dict.fromkeys(
-            ("epochs", "batch_size", "width", "student_width", "critic_width", "critic_steps", "evaluate_every"), 1
-        )
-        for name, low in (least | {"student_epochs": 0}).items():
-            if getattr(self, name) < low:
-                raise InputError(f"recipe.{name}={getattr(self, name)} must be at least {low}")
+        super().__post_init__()
+        self.check_choices(generators=("pair", "solo"), select=("fixed", "label_free", "oracle"))
+        self.check_least(1, "student_width", "critic_steps")
+        self.check_least(0, "student_epochs")
         if self.data.joints == 17:
             raise InputError("recipe.data.joints=17 keeps the root, whose depth is no unknown; tipsy takes 16 or 14")
 
@@ -178,7 +115,7 @@ class Tipsy(Recipe):
         return config.epochs + config.student_epochs
 
     def check(self, config: TipsyConfig) -> None:
-        if config.data.root:
+        if config.data.root or config.data.cross_root:
             open_poses(config.data)
 
     def train(self, run: Run, config: TipsyConfig) -> None:
@@ -195,7 +132,7 @@ class Tipsy(Recipe):
         )
 
         for epoch in run.epochs("adversarial", config.epochs):
-            seen = _Means()
+            seen = Means()
             views = Views(config.azimuth_max, config.elevation_max, config.rotation_per, epoch, run.device)
             for batch in epoch.batches(x_train, config.batch_size):
                 x = flipped(batch, config.flip, epoch.shared)
@@ -208,7 +145,7 @@ class Tipsy(Recipe):
                     loss, terms = generator_objective(generators, critic, x, views.draw(), objective)
                     generators.step(loss)
                 seen.add(terms)
-            if not _is_due(epoch, config.epochs, config):
+            if not config.is_due(epoch, config.epochs):
                 continue
             means = run.mean(seen.take())
             with generators.evaluating():
@@ -234,7 +171,7 @@ class Tipsy(Recipe):
             for batch in epoch.batches(x_train, config.batch_size):
                 x = flipped(batch, config.flip, epoch.shared)
                 student.step(distillation_loss(student, generators, x))
-            if _is_due(epoch, config.student_epochs, config):
+            if config.is_due(epoch, config.student_epochs):
                 with student.evaluating():
                     scores = judge.validation(student)
                     if epoch.index == config.student_epochs - 1:
@@ -244,19 +181,7 @@ class Tipsy(Recipe):
 
 def objective_settings(config: TipsyConfig) -> ObjectiveSettings:
     """The weights and variants that a configuration asks for."""
-    return ObjectiveSettings(
-        parts=_parts(config),
-        gan_loss=config.gan_loss,  # type: ignore[arg-type]
-        smooth=config.smooth,
-        w_adv=config.w_adv,
-        w_2d=config.w_2d,
-        w_90=config.w_90,
-        w_90_180=config.w_90_180,
-        reduction=config.reduction,  # type: ignore[arg-type]
-        renorm_fake=config.renorm_fake,
-        r1_gamma=config.r1_gamma,
-        joint_calls=config.norm != "batch",
-    )
+    return config.objective(_parts(config), w_90_180=config.w_90_180, r1_gamma=config.r1_gamma)
 
 
 def _parts(config: TipsyConfig) -> dict[str, tuple[int, ...]]:
@@ -266,26 +191,15 @@ def _parts(config: TipsyConfig) -> dict[str, tuple[int, ...]]:
 
 def generator_networks(config: TipsyConfig) -> nn.Module:
     """The pair, or the solo generator, of a configuration."""
-    kind: dict[str, Any] = {"norm": config.norm, "activation": config.activation, "dropout": config.dropout}
     if config.generators == "solo":
-        return Lifter(config.data.joints, config.width, config.blocks_solo, **kind)
+        return Lifter(config.data.joints, config.width, config.blocks_solo, **config.layers())
     sizes = {name: len(joints) for name, joints in SUBSETS[config.data.joints].two_parts.items()}
-    return Pair(config.width, config.blocks_legs, config.blocks_torso, legs=sizes["legs"], torso=sizes["torso"], **kind)
+    blocks = config.blocks_legs, config.blocks_torso
+    return Pair(config.width, *blocks, legs=sizes["legs"], torso=sizes["torso"], **config.layers())
 
 
 def _student(config: TipsyConfig) -> nn.Module:
-    return Lifter(
-        config.data.joints,
-        config.student_width,
-        config.student_blocks,
-        norm=config.norm,  # type: ignore[arg-type]
-        activation=config.activation,  # type: ignore[arg-type]
-        dropout=config.dropout,
-    )
-
-
-def _is_due(epoch: Epoch, epochs: int, config: TipsyConfig) -> bool:
-    return (epoch.index + 1) % config.evaluate_every == 0 or epoch.index == epochs - 1
+    return Lifter(config.data.joints, config.student_width, config.student_blocks, **config.layers())
 
 
 def _keep_best(run: Run, config: TipsyConfig, generators: Learner, scores: Mapping[str, float], epoch: Epoch) -> None:
@@ -304,19 +218,3 @@ def _keep_best(run: Run, config: TipsyConfig, generators: Learner, scores: Mappi
         is_over = epoch.index - best["epoch"] >= config.patience * config.evaluate_every
         if config.select == "label_free" and best["warm"] and is_over:
             epoch.end_loop()
-
-
-class _Means:
-    """Means of named scalars over an epoch, summed on the device so that no step waits."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        return {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainables.common.pose.adversarial import ObjectiveSettings, critic_objective, generator_objective
 from trainables.common.pose.geometry import draw_rotations, reproject, rotation_x, rotation_y
 from trainables.common.pose.losses import (
     GanLoss,
@@ -20,13 +21,9 @@ from trainables.common.pose.losses import (
     quarter_turn_errors,
     quarter_turn_inputs,
 )
-from trainables.tipsy.losses import (
-    ObjectiveSettings,
-    critic_objective,
-    distillation_loss,
-    generator_objective,
-)
-from trainables.tipsy.model import FULL, PARTS, Affine, Critic, Lifter, Pair
+from trainables.common.pose.networks import Affine, Critic, Lifter
+from trainables.tipsy.losses import distillation_loss
+from trainables.tipsy.model import FULL, PARTS, Pair
 
 PAIR = ObjectiveSettings(parts=PARTS, gan_loss="lsgan")
 SOLO = ObjectiveSettings(parts=FULL, gan_loss="lsgan")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.common.pose.metrics import influence, leakage
-from trainables.tipsy.model import PARTS, Activation, Block, Critic, Lifter, Norm, Pair
+from trainables.common.pose.networks import Activation, Block, Critic, Lifter, Norm
+from trainables.tipsy.model import PARTS, Pair
 
 
 def _count(module: nn.Module) -> int:

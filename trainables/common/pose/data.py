@@ -8,7 +8,7 @@ projects, centres on the root and normalises (section 2.6), the same way for eve
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class PoseDataConfig:
     """asf_amc and bvh: subjects of the test split; empty for the last one."""
     bvh_unit: float = CMU_BVH_UNIT
     """bvh: millimetres per length unit of the files; the default is that of the CMU conversion."""
+    cross_source: str = ""
+    """Another source whose tests are added as cross_<name>: trained on one set, tested on another."""
+    cross_root: str = ""
+    """Folder of the files of cross_source."""
     ood_tests: bool = False
     """articulated17: add the tests ood_camera (higher elevation) and ood_body (other proportions)."""
     seed: int = 0
@@ -106,6 +110,11 @@ class PoseDataConfig:
             )
         if self.source != "articulated17" and not self.root:
             raise InputError(f"source={self.source} needs root=<the folder of its files>")
+        if self.cross_source:
+            _one_of("cross_source", self.cross_source, tuple(SOURCES))
+            _one_of(f"input_2d (cross_source {self.cross_source})", self.input_2d, SOURCES[self.cross_source])
+            if self.cross_source != "articulated17" and not self.cross_root:
+                raise InputError(f"cross_source={self.cross_source} needs cross_root=<the folder of its files>")
         at_least = dict.fromkeys(("frame_step", "views", *articulated.Sizes.__dataclass_fields__), 1)
         for name, least in (at_least | {"seed": 0, "train_subjects": 2}).items():
             if getattr(self, name) < least:
@@ -144,7 +153,8 @@ class Poses:
     Attributes:
         train: Depth must not be used for training.
         validation: Held out of the training data.
-        tests: `matched` and `recombined` (and those of `ood_tests`) for articulated17, else `test`.
+        tests: `matched` and `recombined` (and those of `ood_tests`) for articulated17, else `test`; and the tests of
+            `cross_source`.
         manifest: What was read: source, seed, poses, rejected and skipped ones, and a hash; for JSON.
     """
 
@@ -266,6 +276,13 @@ def _hash(splits: dict[str, PoseSet]) -> str:
     return digest.hexdigest()
 
 
+def _cross(config: PoseDataConfig) -> PoseDataConfig:
+    """The configuration of the other source, given to a model in the same way."""
+    return replace(
+        config, source=config.cross_source, root=config.cross_root, held_out_subjects=[], cross_source="", cross_root=""
+    )
+
+
 def open_poses(config: PoseDataConfig) -> Poses:
     """Read or generate all splits of a source; a pure function of the configuration and the files.
 
@@ -289,7 +306,7 @@ def open_poses(config: PoseDataConfig) -> Poses:
         if global_scale <= DEGENERATE:
             raise InputError(f"{config.root or config.source}: head and root coincide in all training poses")
     splits = {name: _pose_set(part, global_scale) for name, part in raw.items()}
-    manifest = {
+    manifest: dict[str, Any] = {
         "source": config.source,
         "seed": config.seed,
         "normalise": config.normalise,
@@ -301,4 +318,9 @@ def open_poses(config: PoseDataConfig) -> Poses:
         **origin,
     }
     tests = {n.removeprefix("test_"): s for n, s in splits.items() if n not in ("train", "validation")}
+    if config.cross_source:
+        # With head_global, each set has a divisor of its own: they may be measured in different units.
+        other = open_poses(_cross(config))
+        tests |= {f"cross_{name}": split for name, split in other.tests.items()}
+        manifest["cross"] = other.manifest
     return Poses(splits["train"], splits["validation"], tests, manifest)

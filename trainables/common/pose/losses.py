@@ -21,6 +21,7 @@ from trainables.common.pose.geometry import full_precision
 
 GanLoss = Literal["lsgan", "bce_smooth", "hinge"]
 Reduction = Literal["part_mean", "joint_mean"]
+Share = Literal["by_joints", "equal", "one"]
 Lift = Callable[[Tensor], Tensor]
 """Depths (B, J) of image positions (B, J, 2)."""
 Parts = Mapping[str, Sequence[int]]
@@ -207,7 +208,7 @@ def quarter_turn_errors(x: Tensor, z: Tensor, depths: Sequence[Tensor]) -> Tenso
     return torch.stack(squares).sum(dim=0)
 
 
-def adversarial_shares(parts: Parts, joints: int) -> dict[str, float]:
+def adversarial_shares(parts: Parts, joints: int, kind: Share = "by_joints") -> dict[str, float]:
     """Weight of the adversarial term of each part: its share of the joints (.625 torso, .375 legs).
 
     Where a joint belongs to several parts, the shares are divided by their sum, so that they add up to 1.
@@ -215,13 +216,18 @@ def adversarial_shares(parts: Parts, joints: int) -> dict[str, float]:
     Args:
         parts: Joints of each part.
         joints: Number of joints J.
+        kind: by_joints as above; equal gives every part the same share; one gives each all of it.
 
     Raises:
-        ValueError: The parts do not cover all joints.
+        ValueError: The parts do not cover all joints, or the kind is unknown.
     """
+    if kind not in get_args(Share):
+        raise ValueError(f"adv_share={kind!r} must be one of {', '.join(get_args(Share))}")
     covered = {joint for part in parts.values() for joint in part}
     if covered != set(range(joints)):
         raise ValueError(f"the parts cover joints {sorted(covered)}; expected all of 0..{joints - 1}")
+    if kind != "by_joints":
+        return dict.fromkeys(parts, 1.0 if kind == "one" else 1 / len(parts))
     total = sum(len(part) for part in parts.values())
     return {name: len(part) / total for name, part in parts.items()}
 

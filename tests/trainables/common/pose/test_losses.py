@@ -127,8 +127,12 @@ def test_part_errors_and_shares() -> None:
     assert {name: value.item() for name, value in errors.items()} == {"legs": 2.5, "torso": 10.5}
     assert adversarial_shares(TWO_PARTS, 16) == {"legs": 0.375, "torso": 0.625}
     assert adversarial_shares(SUBSETS[16].half_parts, 16) == {"left": 0.5, "right": 0.5}
+    assert adversarial_shares(TWO_PARTS, 16, "equal") == {"legs": 0.5, "torso": 0.5}
+    assert adversarial_shares(TWO_PARTS, 16, "one") == {"legs": 1.0, "torso": 1.0}
     with pytest.raises(ValueError, match="cover"):
         adversarial_shares({"legs": range(6)}, 16)
+    with pytest.raises(ValueError, match="by_joints, equal, one"):
+        adversarial_shares(TWO_PARTS, 16, "all")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reduction", ["part_mean", "joint_mean"])

@@ -266,3 +266,7 @@ def test_leakage_is_the_share_outside_the_blocks() -> None:
     parts = list(SUBSETS[16].two_parts.values())
     assert leakage(torch.ones(16, 16), parts) == pytest.approx(1 - (36 + 100) / 256)
     assert leakage(torch.eye(16), parts) == 0.0
+
+
+def test_a_lifter_that_depends_on_nothing_leaks_nothing() -> None:
+    assert leakage(torch.zeros(16, 16), list(SUBSETS[16].two_parts.values())) == 0.0

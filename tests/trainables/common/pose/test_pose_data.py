@@ -159,6 +159,17 @@ def test_any_pose_gives_finite_inputs_in_range(size: float, seed: int, joints: i
     assert float(poses.train.x.abs().max()) == pytest.approx(1.0)
 
 
+def test_another_set_s_tests_are_added_and_nothing_else_changes(small_poses: Poses) -> None:
+    crossed = open_poses(replace(SMALL, cross_source="articulated17"))
+    assert list(crossed.tests) == ["matched", "recombined", "cross_matched", "cross_recombined"]
+    for name in ("matched", "recombined"):
+        assert torch.equal(crossed.tests[name].x, small_poses.tests[name].x)
+        assert torch.equal(crossed.tests[f"cross_{name}"].x, small_poses.tests[name].x)
+    assert torch.equal(crossed.train.x, small_poses.train.x)
+    assert crossed.manifest["cross"] == small_poses.manifest
+    json.dumps(crossed.manifest)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -181,6 +192,12 @@ def test_any_pose_gives_finite_inputs_in_range(size: float, seed: int, joints: i
         ({"seed": -1}, "seed=-1 is too small"),
         ({"views": 0}, "views=0"),
         ({"bvh_unit": 0.0}, "bvh_unit=0.0 must be positive"),
+        ({"cross_source": "cmu"}, "cross_source='cmu' is not possible"),
+        ({"cross_source": "bvh"}, "cross_source=bvh needs cross_root="),
+        (
+            {"source": "human36m", "root": "x", "input_2d": "gt2d", "cross_source": "bvh", "cross_root": "y"},
+            r"input_2d \(cross_source bvh\)='gt2d' .* one of ortho3d",
+        ),
     ],
 )
 def test_impossible_configurations_say_what_is_allowed(changes: dict[str, Any], message: str) -> None:

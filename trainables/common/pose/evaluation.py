@@ -1,6 +1,7 @@
 """How good a lifter is: errors against withheld depth, the label-free score, the sign bits, the collapse guard.
 
-Source: sections 4.4 and 5 of the reference notes on TIPSy-GAN (arXiv 2205.05980).
+Source: sections 4.4 and 5 of the reference notes on TIPSy-GAN (arXiv 2205.05980); "Optimising 2D Pose
+Representation" (arXiv 2209.00618) uses the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trainables.common.pose.metrics import (
     pck,
     relative_sign,
 )
-from trainables.common.pose.skeleton import SUBSETS
+from trainables.common.pose.skeleton import NUM_JOINTS, SUBSETS
 
 _VIEWS = 64  # fixed, the same at every evaluation of every trial
 _LEAKAGE_POSES = 128
@@ -70,10 +71,14 @@ class Judge:
             "val/mmd2": free.mmd2,
         }
 
-    def tests(self, lift: Lift) -> dict[str, float]:
-        """Errors in mm on every test split, and the leakage between parts.
+    def tests(self, lift: Lift, influences: Tensor | None = None) -> dict[str, float]:
+        """Errors in mm on every test split, and the leakage between legs and torso.
 
         The sign of the depth is one bit a model, taken from validation.
+
+        Args:
+            lift: The lifter, in evaluation mode.
+            influences: Its `influences`, if they are known.
         """
         sign = depth_sign(as_pose(self._x, lift(self._x)))
         found: dict[str, float] = {}
@@ -82,11 +87,15 @@ class Judge:
             errors = _errors(pose, split.truth.to(self._device), sign)
             found |= {f"{name}/{metric}": value for metric, value in errors.items()}
             found[f"{name}/pa_mpjpe_by_group"] = _mean_of_groups(pa_mpjpe(pose, split.truth.to(self._device)), split)
-        with torch.enable_grad():
-            influences = influence(lift, self._x[:: max(1, len(self._x) // _LEAKAGE_POSES)])
         parts = SUBSETS[self._x.shape[1]].two_parts
+        influences = self.influences(lift) if influences is None else influences
         found["leakage"] = leakage(influences, list(parts.values()))
         return found
+
+    def influences(self, lift: Lift) -> Tensor:
+        """(J, J): how much each depth depends on each image position, over validation poses."""
+        with torch.enable_grad():
+            return influence(lift, self._x[:: max(1, len(self._x) // _LEAKAGE_POSES)])
 
     def relative_sign(self, lift: Lift) -> dict[str, float]:
         """-1 where the torso's depths would fit the legs' better negated (section 5.2)."""
@@ -126,13 +135,14 @@ class CollapseGuard:
 def _errors(pose: Tensor, truth: Tensor, sign: int) -> dict[str, float]:
     """Mean errors over poses; those that know a depth sign get the model's one bit."""
     signed = pose * pose.new_tensor([1.0, 1.0, float(sign)])
+    count_root = pose.shape[1] != NUM_JOINTS  # else it is among the joints
     return {
         "pa_mpjpe": float(pa_mpjpe(pose, truth).mean()),
         "pa_mpjpe_proper": float(pa_mpjpe(signed, truth, reflection=False).mean()),
         "n_mpjpe": float(n_mpjpe(signed, truth).mean()),
         "n_mpjpe_raw": float(n_mpjpe(pose, truth).mean()),
-        "pck": float(pck(signed, truth).mean()),
-        "auc": float(auc(signed, truth).mean()),
+        "pck": float(pck(signed, truth, count_root=count_root).mean()),
+        "auc": float(auc(signed, truth, count_root=count_root).mean()),
     }
 
 
