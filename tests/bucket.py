@@ -19,6 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+OPTIONS = {"config_kwargs": {"connect_timeout": 1, "read_timeout": 1}}
+"""A file system with which a request that hangs is given up soon."""
+
 _PIECE = 1 << 18
 _LINE = 1 << 16
 _ERROR = """<?xml version="1.0" encoding="UTF-8"?>

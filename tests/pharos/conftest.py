@@ -9,12 +9,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from bucket import Fault, FaultyProxy, Server, aws_environment
+from bucket import OPTIONS, Fault, FaultyProxy, Server, aws_environment
 
 from pharos.storage import Storage
-
-# A request that hangs is given up soon.
-OPTIONS = {"config_kwargs": {"connect_timeout": 1, "read_timeout": 1}}
 
 
 @pytest.fixture(scope="session")

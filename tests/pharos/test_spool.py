@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bucket import FaultyProxy
-from conftest import OPTIONS
+from bucket import OPTIONS, FaultyProxy
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from bucket import Fault, FaultyProxy
-from conftest import OPTIONS
+from bucket import OPTIONS, Fault, FaultyProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
