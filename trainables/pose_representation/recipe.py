@@ -168,7 +168,7 @@ class PoseRepresentation(Recipe):
                             run.log_image("correlations", draw_correlations(correlations))
                 found.append(scores)
             if found:
-                epoch.report(stability.report(found, is_last) | {"parameters": parameters})
+                epoch.report(stability.report(found, epoch.index, is_last) | {"parameters": parameters})
 
 
 def lifter(config: PoseRepresentationConfig) -> nn.Module:
