@@ -95,7 +95,7 @@ class PoseRepresentation(Recipe):
             "epochs": 16,
             "evaluate_every": 1,
             "seeds": 1,
-            # A hundredth of the paper's steps: at its constant 2e-4 training would stop half-way.
+            # Less than a hundredth of the paper's steps: at its constant 2e-4 training would stop half-way.
             "optim.lr": 1e-3,
             "critic_optim.lr": 1e-3,
             "optim.schedule": "linear",
