@@ -155,14 +155,20 @@ class Stability:
     """
 
     def __init__(self, state: dict[str, Any], seeds: int):
-        self._curves: list[list[float]] = state.setdefault("curves", [[] for _ in range(seeds)])
+        # By epoch: one that is trained again after a stop is not counted twice.
+        self._by_epoch: list[dict[str, float]] = state.setdefault("curves", [{} for _ in range(seeds)])
         self._seeds = seeds
 
-    def report(self, found: Sequence[dict[str, float]], at_end: bool) -> dict[str, float]:
+    @property
+    def _curves(self) -> list[list[float]]:
+        return [list(errors.values()) for errors in self._by_epoch]
+
+    def report(self, found: Sequence[dict[str, float]], epoch: int, at_end: bool) -> dict[str, float]:
         """Takes up one evaluation of each training and gives what is reported of all.
 
         Args:
             found: Metrics of each training.
+            epoch: Which one, from 0.
             at_end: Whether it is the last evaluation.
 
         Returns:
@@ -171,8 +177,8 @@ class Stability:
             over trainings `late_drop` (last minus best evaluation) and `late_noise` (standard deviation over the last
             fifth of the evaluations); `collapsed`: how many trainings did.
         """
-        for curve, metrics in zip(self._curves, found, strict=True):
-            curve.append(metrics[_FIGURE])
+        for errors, metrics in zip(self._by_epoch, found, strict=True):
+            errors[str(epoch)] = metrics[_FIGURE]
         scores = {name: statistics.fmean(metrics[name] for metrics in found) for name in found[0]}
         if self._seeds > 1:
             last = [curve[-1] for curve in self._curves]

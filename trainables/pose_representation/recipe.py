@@ -95,7 +95,7 @@ class PoseRepresentation(Recipe):
             "epochs": 16,
             "evaluate_every": 1,
             "seeds": 1,
-            # A hundredth of the paper's steps: at its constant 2e-4 training would stop half-way.
+            # Less than a hundredth of the paper's steps: at its constant 2e-4 training would stop half-way.
             "optim.lr": 1e-3,
             "critic_optim.lr": 1e-3,
             "optim.schedule": "linear",
@@ -168,7 +168,7 @@ class PoseRepresentation(Recipe):
                             run.log_image("correlations", draw_correlations(correlations))
                 found.append(scores)
             if found:
-                epoch.report(stability.report(found, is_last) | {"parameters": parameters})
+                epoch.report(stability.report(found, epoch.index, is_last) | {"parameters": parameters})
 
 
 def lifter(config: PoseRepresentationConfig) -> nn.Module:

@@ -236,8 +236,9 @@ def test_stability_counts_and_measures_within_runs() -> None:
     curves = [[90.0, 60.0, 50.0, 52.0, 54.0], [80.0, 70.0, 65.0, 60.0, 60.0]]
     for k in range(5):
         found = [{"val/pa_mpjpe": curve[k], "collapsed": float(curve[k] > 55)} for curve in curves]
-        # As after an interruption before each evaluation.
-        scores = Stability(state, 2).report(found, at_end=k == 4)
+        # As after a stop before each evaluation; the third is done twice.
+        for _ in range(1 + (k == 2)):
+            scores = Stability(state, 2).report(found, k, at_end=k == 4)
         assert ("stability/worst" in scores) == (k == 4)
     assert scores["val/pa_mpjpe"] == 57.0
     assert scores["stability/spread"] == pytest.approx(18**0.5)
@@ -245,6 +246,7 @@ def test_stability_counts_and_measures_within_runs() -> None:
     assert scores["stability/late_drop"] == 2.0  # 4 and 0
     assert scores["stability/late_noise"] == 0.0  # a fifth of five is one evaluation
     assert scores["stability/collapsed"] == 1.0
+    assert [len(errors) for errors in state["curves"]] == [5, 5]
 
 
 # --- dependence --------------------------------------------------------------------------------------------
