@@ -289,7 +289,7 @@ def test_earlier_trials_are_evidence_where_they_fit(toy):
     assert summary["trials"] == {"complete": 2}
     assert summary["evidence"][earlier.name]["carried"] == len(inside)
     assert sum(summary["evidence"][earlier.name]["left"].values()) == 5 - len(inside)
-    assert any(f"evidence: {len(inside)} trials of {earlier.name}" in line for line in sweep._listener.lines)
+    assert any(f"evidence: {len(inside)} trials of {earlier.name}" in line for line in sweep.listener.lines)
     resumed = reopen(toy, sweep.name)
     assert sum("evidence" in t.user_attrs for t in resumed.study._study.trials) == len(inside)
     resumed.close()

@@ -71,7 +71,7 @@ def test_a_sweep_keeps_its_study_there_and_is_finished_and_extended_from_there(t
         if record.number == 2:
             raise Killed
 
-    sweep._listener.reported = die  # type: ignore[method-assign]
+    sweep.listener.reported = die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         run_sweep(sweep)
     sweep.study._folder.unlock(sweep.study._lock)  # as the system does with a process that is gone
@@ -144,9 +144,9 @@ def test_a_database_that_is_not_there_is_one_line(toy: Any) -> None:
 def test_a_database_that_goes_away_ends_the_sweep_in_one_line_and_later_it_goes_on(toy: Any, tmp_path: Path) -> None:
     database = tmp_path / "study.db"
     sweep = start(toy, f"sqlite:///{database}", "trials=3")
-    sweep._listener.ended = lambda record: database.write_bytes(b"no longer a database" * 1000)  # type: ignore[method-assign]
+    sweep.listener.ended = lambda record: database.write_bytes(b"no longer a database" * 1000)  # type: ignore[method-assign]
     content: list[bytes] = []
-    sweep._listener.started = lambda record: content.append(database.read_bytes())  # type: ignore[method-assign]
+    sweep.listener.started = lambda record: content.append(database.read_bytes())  # type: ignore[method-assign]
     with pytest.raises(PharosError, match=r"the study's database does not answer: .*; --resume goes on") as error:
         run_sweep(sweep)
     assert "\n" not in str(error.value)

@@ -197,7 +197,7 @@ def test_a_trial_that_raises_is_failed_and_the_sweep_goes_on(toy):
     run(sweep)
     assert outcomes(sweep).count(Outcome.FAILED) == 1
     assert "broken head" in sweep.study.records[1].reason
-    assert any("trial 00001 failed" in line and "broken head" in line for line in sweep._listener.lines)
+    assert any("trial 00001 failed" in line and "broken head" in line for line in sweep.listener.lines)
 
 
 def test_a_lost_trial_is_started_again_until_it_was_lost_too_often(toy):
