@@ -432,7 +432,7 @@ def test_finalists_with_the_same_values_are_one(toy: Any) -> None:
     sweep = search(toy)
     final = finals(toy, sweep)
     assert [each["params"]["recipe.kind"] for each in final.plan.finalists["trials"]] == ["plain", "noisy"]
-    assert final._listener.lines == [  # type: ignore[attr-defined]
+    assert final.listener.lines == [  # type: ignore[attr-defined]
         f"--top 3: {sweep.name} has only 2 different completed trials; these are taken"
     ]
     assert final.settings.trials == 4
@@ -488,7 +488,7 @@ def test_a_sweep_that_goes_on_still_gives_its_best_so_far(toy: Any) -> None:
     document["settings"]["trials"] = 9
     sweep.storage.write_bytes("sweep.yaml", yaml.safe_dump(document).encode())
     final = finals(toy, sweep)
-    assert final._listener.lines == [  # type: ignore[attr-defined]
+    assert final.listener.lines == [  # type: ignore[attr-defined]
         f"{sweep.name}: 6 of 9 trials have ended; taken are the best so far"
     ]
     final.close()
