@@ -682,7 +682,8 @@ def _record(trial: FrozenTrial) -> TrialRecord:
 def _spans(attributes: Mapping[str, Any], outcome: Outcome) -> list[Span]:
     """The attempts at a trial, the last of which is kept apart."""
     earlier = [Span(*span) for span in attributes.get("spans", [])]
-    if not outcome.is_final or not attributes.get("started_at"):
+    # A driver that died while it told the ending may have told when it began, and not yet when it ended.
+    if not outcome.is_final or not (attributes.get("started_at") and "ended_at" in attributes):
         return earlier
     return [*earlier, Span(attributes["process"], attributes["started_at"], attributes["ended_at"])]
 
