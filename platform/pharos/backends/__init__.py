@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pharos.command import on_stop_signal
@@ -45,7 +47,8 @@ def finish_sweep(sweep: Sweep) -> dict[str, Any]:
     """
     page = _page(sweep)
     try:
-        with on_stop_signal(sweep.interrupt):
+        # Standard output is for the result alone; Ray prints there what it has to say of a process that died.
+        with on_stop_signal(sweep.interrupt), contextlib.redirect_stdout(sys.stderr):
             run_sweep(sweep)
     except InputError:
         sweep.discard()

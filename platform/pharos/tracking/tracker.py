@@ -14,7 +14,8 @@ from pharos.trial import Ending, TrialSpec
 if TYPE_CHECKING:
     from pharos.tracking.wandb_run import WandbTracker
 
-_SPOOL_SECONDS = 2.0
+# Asked once, and then waited for once more, when a process ends: Ray Tune kills those that take more than five.
+_SPOOL_SECONDS = 1.0
 
 _running: list[WandbTracker] = []
 
