@@ -83,6 +83,11 @@ class _StudySearcher(Searcher):
 class _SweepScheduler(FIFOScheduler):
     """Asks the sweep whether a trial goes on; one that is to pause saves first and ends by itself."""
 
+    def __init__(self, sweep: Sweep, guard: _Guard):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sweep = sweep
+        self._guard = guard
+
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The newest trial gets the process that has just become free.
 
@@ -92,11 +97,6 @@ class _SweepScheduler(FIFOScheduler):
         """
         trials = tune_controller.get_trials()
         return trials[-1] if trials and trials[-1].status == trials[-1].PENDING else None
-
-    def __init__(self, sweep: Sweep, guard: _Guard):
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._sweep = sweep
-        self._guard = guard
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         # Tune gives its schedulers results flattened; the callback below has the nested one, but comes later.

@@ -25,7 +25,6 @@ from pharos.trial import trial_id
 
 _CREATE_SECONDS = 30.0
 _LAST_SECONDS = 30.0  # of the sweep's own run, at its end, with a W&B that answers
-WAYS = ("attach", "prior_runs", "group")
 
 
 class Page:

@@ -103,7 +103,9 @@ class WandbTracker:
             with contextlib.suppress(StorageError):
                 self._home.remove(marker(self._spec.id))
             run = self._open()
-            known = log_rows(run, self._rows, known_fidelity(run, self._tracked))
+            # Rows that come later may repeat one of the attempt before: what W&B knew at first decides.
+            known = known_fidelity(run, self._tracked)
+            log_rows(run, self._rows, known)
             while True:
                 kind, value = self._queue.get()
                 if kind == "finish":
@@ -229,13 +231,12 @@ def last_fidelity(project: str, entity: str | None, identity: str) -> int | None
     return max((int(row["fidelity"]) for row in rows if "fidelity" in row), default=0)
 
 
-def log_rows(run: Any, rows: Iterable[Mapping[str, Any]], known: int) -> int:
-    """Sends the rows past a fidelity; returns that fidelity, as rows that come later may repeat one of an attempt."""
+def log_rows(run: Any, rows: Iterable[Mapping[str, Any]], known: int) -> None:
+    """Sends the rows past a fidelity."""
     for row in rows:
         if row["fidelity"] > known:
             metrics = {name: value for name, value in row.items() if value is not None and name != "seconds"}
             run.log({name: value for name, value in metrics.items() if math.isfinite(value)})
-    return known
 
 
 def finish_run(run: Any, outcome: Outcome, reason: str) -> bool:
@@ -325,8 +326,10 @@ def abandon() -> None:
             if name.endswith("(wandb-core") and int(rest.split()[1]) == os.getpid():
                 os.kill(int(folder.name), signal.SIGKILL)
     if "wandb" in sys.modules:
-        with contextlib.suppress(Exception):  # it complains that its process is gone
+        try:
             sys.modules["wandb"].teardown()
+        except Exception as error:  # that its process is gone, which is what was wanted
+            logger.debug("W&B: %s", _line(error))
 
 
 def _line(error: Exception) -> str:
