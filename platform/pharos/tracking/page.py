@@ -28,7 +28,7 @@ _LAST_SECONDS = 30.0  # of the sweep's own run, at its end, with a W&B that answ
 
 
 class Page:
-    """The page of a sweep that a driver runs.
+    """The page of a sweep that a driver runs, and that W&B tracks.
 
     Args:
         name: The sweep's.
@@ -40,15 +40,12 @@ class Page:
         self._name = name
         self._plan = plan
         self._home = home
-        self._thread: threading.Thread | None = None
-        tracking = plan.settings.tracking
-        self.is_online = tracking.name == "wandb" and is_online(tracking.mode)
+        self.is_online = is_online(plan.settings.tracking.mode)
 
     def open(self) -> None:
         """Has the page created, unless an earlier driver did."""
         if self.is_online and self._plan.settings.tracking.sweep == "attach" and not read_page(self._home).get("id"):
-            self._thread = threading.Thread(target=self._create, name="wandb-page", daemon=True)
-            self._thread.start()
+            threading.Thread(target=self._create, name="wandb-page", daemon=True).start()
 
     def _create(self) -> None:
         page: dict[str, Any]
@@ -66,9 +63,6 @@ class Page:
             summary: The sweep's.
             records: Its trials.
         """
-        tracking = self._plan.settings.tracking
-        if tracking.name != "wandb":
-            return []
         left = unsent(self._home, records)
         if left or not self.is_online:
             why = "" if self.is_online else " (offline)"
@@ -79,7 +73,7 @@ class Page:
         try:
             if trouble := refusal(2.0):
                 raise PharosError(trouble)
-            if tracking.sweep == "prior_runs" and not read_page(self._home).get("id"):
+            if self._plan.settings.tracking.sweep == "prior_runs" and not read_page(self._home).get("id"):
                 runs = [run_id(self._name, trial_id(record.number)) for record in records]
                 self._home.write_json(PAGE, create_page(self._name, self._plan, runs, _LAST_SECONDS))
             conclude_page(self._name, self._plan, self._home, summary, _LAST_SECONDS)
