@@ -3,6 +3,7 @@
 import gc
 import importlib.machinery
 import math
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.relative_to(here)
         item.add_marker(pytest.mark.xdist_group("ray" if path.parts[0] == "backends" else str(path)))
+
+
+os.environ["RAY_ADDRESS"] = "local"  # a sweep joins any Ray of the machine, also one of the tests beside it
 
 
 @pytest.fixture(scope="session", autouse=True)
