@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pharos.config import SEED, Plan, reopen_plan
+from pharos.config import reopen_plan
 from pharos.errors import InputError
 from pharos.folders import SWEEP_FILE, find_in, read_document
+from pharos.plan import SEED, Plan
 from pharos.storage import Storage
 from pharos.study import Evidence, TrialRecord, read_study
 from pharos.trial import Outcome, trial_id

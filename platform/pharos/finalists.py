@@ -14,9 +14,10 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from pharos.config import RUN_OVERRIDES, SEED, Plan, reopen_plan
+from pharos.config import RUN_OVERRIDES, reopen_plan
 from pharos.errors import InputError
 from pharos.folders import SWEEP_FILE, find_folder, read_document, without_url
+from pharos.plan import SEED, Plan
 from pharos.schedulers.choice import SchedulerConfig
 from pharos.search.samplers import SamplerConfig
 from pharos.space import Dimension, Params, Space

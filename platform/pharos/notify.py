@@ -31,7 +31,7 @@ from pharos.retry import reason, redact
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:
-    from pharos.config import Settings
+    from pharos.settings import Settings
     from pharos.study import TrialRecord
     from pharos.sweep import Sweep
 

@@ -15,11 +15,12 @@ import yaml
 from pharos.backends import check_ray
 from pharos.checkpoint import Checkpoints
 from pharos.command import on_stop_signal
-from pharos.config import RUN_OVERRIDES, Plan, make_plan, reopen_plan
+from pharos.config import RUN_OVERRIDES, make_plan, reopen_plan
 from pharos.console import clock
 from pharos.errors import InputError
 from pharos.execute import execute
 from pharos.folders import find_folder, read_plan, without_url
+from pharos.plan import Plan
 from pharos.run import Run
 from pharos.space import Params
 from pharos.storage import Storage

@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pharos.checkpoint import Checkpoints
-from pharos.config import Plan
 from pharos.families import ROOT
+from pharos.plan import Plan
 from pharos.search.fronts import hypervolume
 from pharos.search.objective import Objectives
 from pharos.standings import standings

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharos.checkpoint import Checkpoints, is_hold, is_manifest
-from pharos.config import Plan
 from pharos.mirror import ours
+from pharos.plan import Plan
 from pharos.retention import Keep, surplus
 from pharos.search.objective import Objectives
 from pharos.storage import Storage

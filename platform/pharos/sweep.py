@@ -24,13 +24,14 @@ from typing import Any, Protocol
 import yaml
 
 from pharos.background import Outbox
-from pharos.config import LIMITS, Plan, make_plan, reopen_plan
+from pharos.config import LIMITS, make_plan, reopen_plan
 from pharos.errors import InputError, PharosError, StorageError
 from pharos.evidence import Memory, in_words
 from pharos.folders import SWEEP_FILE, find_folder, read_document, without_url, write_plan
 from pharos.journal import JOURNAL
 from pharos.mirror import StudyMirror
 from pharos.notify import open_notifiers
+from pharos.plan import Plan
 from pharos.retention import Keep
 from pharos.schedulers.base import Action
 from pharos.schedulers.choice import make_scheduler

@@ -7,9 +7,11 @@ import re
 import shlex
 from typing import Any
 
-from pharos.config import SEED, Settings, flatten, quote
 from pharos.engines.base import EngineConfig
+from pharos.overrides import quote
+from pharos.plan import SEED, flatten
 from pharos.report.story import Story
+from pharos.settings import Settings
 from pharos.study import TrialRecord
 
 _PLAIN = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_][a-z0-9_-]*", re.IGNORECASE)

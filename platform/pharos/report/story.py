@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pharos.config import Plan
 from pharos.folders import read_document
+from pharos.plan import Plan
 from pharos.report.axes import Axis, axes
 from pharos.search.objective import Objectives
 from pharos.storage import Storage

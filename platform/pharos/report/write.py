@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pharos.config import Plan
 from pharos.errors import InputError
 from pharos.pictures import read_pictures
+from pharos.plan import Plan
 from pharos.report import comparison, finals, machines, page, png, search, training
 from pharos.report.importance import importances
 from pharos.report.story import Story, read_story

@@ -14,8 +14,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pharos.config import Plan
 from pharos.errors import PharosError, StorageError
+from pharos.plan import Plan
 from pharos.space import Space
 from pharos.storage import Storage
 from pharos.study import TrialRecord

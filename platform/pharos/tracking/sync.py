@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pharos.config import Plan
 from pharos.errors import InputError, PharosError
+from pharos.plan import Plan
 from pharos.storage import Storage
 from pharos.study import TrialRecord, read_study
 from pharos.summary import summarise
