@@ -31,8 +31,8 @@ from pharos.retry import reason, redact
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:
+    from pharos.records import TrialRecord
     from pharos.settings import Settings
-    from pharos.study import TrialRecord
     from pharos.sweep import Sweep
 
 WEBHOOK = "PHAROS_WEBHOOK"

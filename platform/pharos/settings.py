@@ -12,11 +12,11 @@ from pharos.engines.base import PRECISIONS, EngineConfig
 from pharos.errors import InputError
 from pharos.families import suggest
 from pharos.notify import NotifyConfig
+from pharos.rdb import check_rdb
 from pharos.schedulers.choice import SchedulerConfig
 from pharos.search.objective import Constraint, Objectives, parse_constraints, parse_objectives
 from pharos.search.samplers import SamplerConfig
 from pharos.storage import StorageConfig, check_options
-from pharos.study import check_rdb
 
 
 @dataclass

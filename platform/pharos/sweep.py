@@ -32,6 +32,7 @@ from pharos.journal import JOURNAL
 from pharos.mirror import StudyMirror
 from pharos.notify import open_notifiers
 from pharos.plan import Plan
+from pharos.records import TrialRecord, Usage
 from pharos.retention import Keep
 from pharos.schedulers.base import Action
 from pharos.schedulers.choice import make_scheduler
@@ -40,7 +41,7 @@ from pharos.search.samplers import make_sampler
 from pharos.search.search import Search
 from pharos.spool import node_folder
 from pharos.storage import Storage
-from pharos.study import Study, TrialRecord, Usage
+from pharos.study import Study
 from pharos.summary import summarise
 from pharos.survey import clear, survey
 from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id

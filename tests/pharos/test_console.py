@@ -12,8 +12,8 @@ from rich.console import Console as Terminal
 
 from pharos.console import Console, clock, closing, progress
 from pharos.live import LiveConsole, cut, make_console, short_names
+from pharos.records import TrialRecord, Usage, best_record, count_outcomes
 from pharos.settings import Settings
-from pharos.study import TrialRecord, Usage, best_record, count_outcomes
 from pharos.trial import Outcome, Report
 
 

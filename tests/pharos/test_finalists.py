@@ -27,8 +27,9 @@ from pharos.finalists import _space, fresh_seeds
 from pharos.finalists import start as start_finalists
 from pharos.folders import read_document
 from pharos.plan import Plan
+from pharos.records import TrialRecord
 from pharos.standings import interval, standings
-from pharos.study import TrialRecord, read_study
+from pharos.study import read_study
 from pharos.summary import summarise_folder
 from pharos.sweep import Sweep
 from pharos.trial import Outcome

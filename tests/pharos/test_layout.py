@@ -152,7 +152,20 @@ def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
     found = modules_below(PHAROS, PLATFORM)
     backends = {module for module in found if module.startswith("pharos.backends")}
     core = {"background", "cache", "checkpoint", "engines", "execute", "learner", "mirror", "recipe", "retention"}
-    core |= {"retry", "run", "saver", "spool", "storage", "study", "survey", "tracking", "trial", "world"}
+    core |= {
+        "rdb",
+        "records",
+        "retry",
+        "run",
+        "saver",
+        "spool",
+        "storage",
+        "study",
+        "survey",
+        "tracking",
+        "trial",
+        "world",
+    }
     core |= {
         "config",
         "evidence",

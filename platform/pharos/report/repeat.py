@@ -10,9 +10,9 @@ from typing import Any
 from pharos.engines.base import EngineConfig
 from pharos.overrides import quote
 from pharos.plan import SEED, flatten
+from pharos.records import TrialRecord
 from pharos.report.story import Story
 from pharos.settings import Settings
-from pharos.study import TrialRecord
 
 _PLAIN = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_][a-z0-9_-]*", re.IGNORECASE)
 

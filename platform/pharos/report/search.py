@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pharos.records import TrialRecord, front
 from pharos.report.axes import Axis
 from pharos.report.importance import LEAST, Importance
 from pharos.report.story import Judged, Story, identity, is_finite
@@ -27,7 +28,6 @@ from pharos.report.style import (
     span,
     words,
 )
-from pharos.study import TrialRecord, front
 from pharos.trial import Outcome
 
 _SLICES = 12

@@ -16,9 +16,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from pharos.errors import PharosError, StorageError
 from pharos.plan import Plan
+from pharos.records import TrialRecord
 from pharos.space import Space
 from pharos.storage import Storage
-from pharos.study import TrialRecord
 from pharos.tracking.calls import call
 from pharos.tracking.wandb_run import PAGE, is_online, marker, refusal, run_id
 from pharos.trial import trial_id

@@ -6,11 +6,11 @@ import random
 import pytest
 from made_sweeps import fates
 
+from pharos.records import Span
 from pharos.report import comparison, finals, machines, search, training
 from pharos.report.importance import importances
 from pharos.report.style import DARK, LIGHT, SYMBOLS, resolve, span
 from pharos.report.write import figures_of
-from pharos.study import Span
 from pharos.trial import Outcome
 
 
