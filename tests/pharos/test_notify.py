@@ -14,7 +14,7 @@ from pharos import channels, notify
 from pharos import summary as summary_module
 from pharos import sweep as sweep_module
 from pharos.backends import finish_sweep
-from pharos.channels import Message, Webhook
+from pharos.channels import Message, NotSentError, Webhook
 from pharos.config import make_plan, reopen_plan
 from pharos.console import Console
 from pharos.errors import InputError
@@ -299,7 +299,7 @@ def test_the_sweep_waits_for_a_message_only_when_all_is_written_and_the_study_is
 def test_a_webhook_that_never_answers_is_left_after_a_while(hook, monkeypatch):
     monkeypatch.setattr(channels, "_TIMEOUT", 0.1)
     hook.seconds = 2.0
-    with pytest.raises(notify.NotSentError, match=r"no answer in 0\.1 s"):
+    with pytest.raises(NotSentError, match=r"no answer in 0\.1 s"):
         Webhook(hook.url).send(Message("title", "text"))
 
 
