@@ -42,6 +42,14 @@ class OptimConfig:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimiser's state that of a new one: zeros, in the place where engines have mapped it."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+
+
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """An optimiser of the parameters that are trainable now."""
     parameters = [p for p in module.parameters() if p.requires_grad]

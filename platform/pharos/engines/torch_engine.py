@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pharos.checkpoint import Checkpoint, Part
 from pharos.engines.base import EngineConfig
-from pharos.engines.optimizers import OptimConfig, make_optimizer
+from pharos.engines.optimizers import OptimConfig, forget, make_optimizer
 from pharos.world import World
 
 
@@ -55,6 +55,9 @@ class TorchEngine:
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+    def forget(self) -> None:
+        forget(self.optimizer)
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
