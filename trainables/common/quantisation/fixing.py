@@ -19,8 +19,9 @@ Every worker makes the same decision from the same whole weights; no worker send
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +38,15 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 Vector = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Fixable(nn.Module):
     """Mixed into a layer: its fixable parameters have buffers `<name>_mask` and `<name>_value` beside them."""
 
     fixable: tuple[str, ...]
+    observer: Callable[[Tensor, Tensor], None] | None = None
+    """Is shown each parameter and its mask in a training step, where it is whole under every engine."""
 
     def make_fixable(self, *names: str) -> None:
         """Adds the buffers of these of its parameters; nothing is fixed yet."""
@@ -57,7 +61,10 @@ class Fixable(nn.Module):
         parameter: Tensor | None = getattr(self, name)
         if parameter is None or name not in self.fixable:
             return parameter
-        return torch.where(getattr(self, name + MASK), getattr(self, name + VALUE), parameter)
+        mask: Tensor = getattr(self, name + MASK)
+        if self.observer is not None and self.training and torch.is_grad_enabled():
+            self.observer(parameter, mask)
+        return torch.where(mask, getattr(self, name + VALUE), parameter)
 
 
 class FixableLinear(Fixable, nn.Linear):
@@ -203,7 +210,7 @@ class Layout:
         The parameters below are set as well, so that who reads them alone sees what the network computes with.
         """
         state = dict(weights)
-        for name, value, fixed in zip(self.names, self._split(values), self._split(mask), strict=True):
+        for name, value, fixed in zip(self.names, self.parts(values), self.parts(mask), strict=True):
             old = torch.where(weights[name + MASK], weights[name + VALUE].to(weights[name].dtype), weights[name])
             new = torch.from_numpy(value).to(old)
             chosen = torch.from_numpy(fixed).to(old.device)
@@ -218,7 +225,8 @@ class Layout:
         free = {name + end: torch.zeros_like(state[name + end]) for name in self.names for end in (MASK, VALUE)}
         return state | free
 
-    def _split(self, vector: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+    def parts(self, vector: npt.NDArray[Scalar]) -> list[npt.NDArray[Scalar]]:
+        """A vector of the quantised weights, tensor by tensor."""
         parts = np.split(vector, np.cumsum(self._counts)[:-1])
         return [np.ascontiguousarray(part.reshape(shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
