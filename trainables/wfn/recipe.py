@@ -23,7 +23,6 @@ from pharos.run import Run
 from trainables.common.quantisation.baselines import judge_baselines
 from trainables.common.quantisation.clustering import MAX_ORDER, Clustering, cluster
 from trainables.common.quantisation.fixing import check_alike
-from trainables.common.quantisation.images import BUILT_IN
 from trainables.common.quantisation.measures import describe, distinct, sizes
 from trainables.common.quantisation.packing import pack, plain
 from trainables.common.quantisation.settings import QuantisationConfig
@@ -156,8 +155,8 @@ class Wfn(Recipe):
         return config.pretrain.epochs + sum(config.epochs(index) for index in range(len(config.fractions)))
 
     def check(self, config: WfnConfig) -> None:
-        config.pretrain.check(config.model)
-        if config.data.source not in BUILT_IN or config.model.weights:
+        if config.data.root or config.model.weights:
+            config.pretrain.check(config.model)
             images = open_images(config.data)
             build_model(config.model, images.classes, images.shape)
 
