@@ -132,10 +132,6 @@ class Learner:
         with self._engine.whole(write=True):
             self.module.load_state_dict(weights)
 
-    def restart(self) -> None:
-        """Forgets the optimiser's moments, as where a method makes a new one for its next stage."""
-        self._engine.restart()
-
     # What the run uses
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:

@@ -298,23 +298,6 @@ def test_parameters_with_a_factor_have_that_times_the_rate(make_learner, engine,
     assert_close(ours, dict(plain.state_dict()))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_a_restarted_optimiser_steps_as_a_new_one(make_learner, tmp_path, engine, name):
-    optim = OptimConfig(name, lr=0.03)
-    learner = make_learner(engine, optim)
-    train(learner, range(3))
-    learner.restart()
-    twin = make_module()
-    twin.load_state_dict(learner.weights())
-    twin = make_learner(engine, optim, module=twin)
-    again = make_learner(engine, optim, saved=saved(learner, tmp_path))  # saved without any state
-    for each in (learner, twin, again):
-        train(each, range(3, 6))
-    assert_close(learner.weights(), twin.weights())
-    assert_close(again.weights(), twin.weights())
-
-
 @pytest.mark.parametrize("zero", ZEROS)
 def test_bf16_is_autocast_and_the_weights_are_fp32(make_learner, zero):
     ours, theirs = (make_learner(engine, precision="bf16") for engine in (zero, "torch"))

@@ -47,9 +47,6 @@ class Engine(Protocol):
     def set_rate(self, rate: float) -> None:
         """Sets the learning rate."""
 
-    def restart(self) -> None:
-        """Forgets the optimiser's state."""
-
     def whole(self, write: bool = False) -> AbstractContextManager[None]:
         """Within the block the module's parameters are whole; with `write`, what is written to them is kept."""
 

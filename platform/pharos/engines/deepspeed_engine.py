@@ -87,9 +87,6 @@ class DeepSpeedEngine:
     def set_rate(self, rate: float) -> None:
         set_rate(self._engine.optimizer, rate)
 
-    def restart(self) -> None:
-        self._base.state.clear()
-
     @contextlib.contextmanager
     def whole(self, write: bool = False) -> Iterator[None]:
         if self._zero == 3:
@@ -155,13 +152,6 @@ class DeepSpeedEngine:
             to_release = coordinator._PartitionedParameterCoordinator__params_to_release
             to_release.__closure__[0].cell_contents.cache_clear()  # an lru_cache without a limit
 
-    @property
-    def _base(self) -> torch.optim.Optimizer:
-        """PyTorch's optimiser inside of DeepSpeed's."""
-        optimizer = self._engine.optimizer
-        inner: torch.optim.Optimizer = optimizer.optimizer if self._zero else optimizer
-        return inner
-
     def _is_sharded(self, parameter: nn.Parameter) -> bool:
         """Whether each worker holds a piece of it: ZeRO 1 and 2 leave parameters that are not trained alone."""
         return self._zero == 3 or (self._zero > 0 and parameter.requires_grad)
@@ -193,7 +183,8 @@ class DeepSpeedEngine:
             flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
         else:
             flat, offset, start, count = parameter, 0, 0, parameter.numel()
-        state = self._base.state[flat] if initial else self._base.state.get(flat, {})
+        base = optimizer.optimizer if self._zero else optimizer
+        state = base.state[flat] if initial else base.state.get(flat, {})
         for key, value in (initial or {}).items():
             if key not in state:
                 state[key] = value.to(flat.device) if value.dim() == 0 else torch.zeros_like(flat.data)

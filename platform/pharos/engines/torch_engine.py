@@ -57,9 +57,6 @@ class TorchEngine:
     def set_rate(self, rate: float) -> None:
         set_rate(self.optimizer, rate)
 
-    def restart(self) -> None:
-        self.optimizer.state.clear()
-
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
