@@ -132,6 +132,13 @@ class Learner:
         with self._engine.whole(write=True):
             self.module.load_state_dict(weights)
 
+    def reset_optimizer(self) -> None:
+        """Forgets the optimiser's moments, as if it had just been made: for methods that start a new one by rounds.
+
+        A trial resumes with what was saved last, so this belongs to the epoch that ends a round, not to the next.
+        """
+        self._engine.forget()
+
     # What the run uses
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:

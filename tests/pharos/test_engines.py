@@ -260,6 +260,19 @@ def test_evaluating_gives_the_module_s_own_outputs(make_learner, engine):
     torch.testing.assert_close(out, plain.eval()(x))
 
 
+@pytest.mark.parametrize("optim", [OptimConfig(lr=0.03), OptimConfig("sgd", lr=0.03)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_optimiser_that_was_reset_steps_as_a_new_one(make_learner, engine, optim):
+    used = make_learner(engine, optim)
+    train(used, range(3))
+    new = make_learner(engine, optim)
+    new.load_weights(used.weights())
+    used.reset_optimizer()
+    train(used, range(3, 6))
+    train(new, range(3, 6))
+    assert_close(used.weights(), new.weights())
+
+
 @pytest.mark.parametrize("zero", ZEROS)
 def test_the_rate_of_an_epoch_is_set(make_learner, zero):
     optim = OptimConfig(lr=0.03, schedule="linear", hold=0.0)

@@ -46,6 +46,14 @@ class OptimConfig:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimiser's state that of a new one: zeros, in the place where engines have mapped it."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+
+
 def make_optimizer(
     module: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:

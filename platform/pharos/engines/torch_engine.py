@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pharos.checkpoint import Checkpoint, Part
 from pharos.engines.base import EngineConfig
-from pharos.engines.optimizers import OptimConfig, make_optimizer, set_rate
+from pharos.engines.optimizers import OptimConfig, forget, make_optimizer, set_rate
 from pharos.world import World
 
 
@@ -56,6 +56,9 @@ class TorchEngine:
 
     def set_rate(self, rate: float) -> None:
         set_rate(self.optimizer, rate)
+
+    def forget(self) -> None:
+        forget(self.optimizer)
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
