@@ -5,10 +5,13 @@ Source: sections 3.2, 4.1 and 4.4 of the reference notes on PWFN (arXiv 2309.135
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
+PenaltyForm = Literal["linear", "constant"]
 LEAST = 2.0**-30
 """Least sigma in a forward pass, and at the start."""
 
@@ -49,7 +52,7 @@ def initial_sigma(weights: Tensor, scale: float, largest: float) -> Tensor:
     return (scale / quartile * gap).clamp(LEAST, largest).float()
 
 
-def sigma_penalty(sigma: Tensor, noise: Tensor, cut_off: float, form: str) -> Tensor:
+def sigma_penalty(sigma: Tensor, noise: Tensor, cut_off: float, form: PenaltyForm) -> Tensor:
     """R / lambda of one tensor: what raises sigmas that are below the cut-off (section 4.1).
 
     `linear` is the authors' push on the gradient, -lambda relu(S - sigma) |eps|, as the gradient of a loss: sum of

@@ -19,6 +19,7 @@ Every worker makes the same decision from the same whole weights; no worker send
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -173,6 +174,11 @@ class Layout:
     def size(self) -> int:
         """Length of the vector."""
         return sum(self._counts)
+
+    def parts(self) -> list[slice]:
+        """Where each parameter lies, in the order of the names."""
+        ends = np.cumsum([0, *self._counts]).tolist()
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     @property
     def _counts(self) -> list[int]:
