@@ -27,7 +27,7 @@ from trainables.common.quantisation.settings import QuantisationConfig
 from trainables.common.quantisation.training import accuracy, batches, pretrained, recalibrate
 from trainables.pwfn import evaluation
 from trainables.pwfn.clustering import Rules
-from trainables.pwfn.data import Images, open_images
+from trainables.pwfn.data import BUILT_IN, Images, open_images
 from trainables.pwfn.model import SIGMA, ProbabilisticNetwork, Trained, set_sigmas
 from trainables.pwfn.pictures import draw_codebook, draw_weights
 from trainables.pwfn.rounds import JOINS, PAPER10, SIGMA_MODES, Fixed, Fixing, fix, sigmas, state, tolerances
@@ -169,8 +169,9 @@ class Pwfn(Recipe):
         "tiny": {
             "data.source": "digits",
             "data.limit": 64,
-            "model.name": "vit_digits",
-            "pretrain.epochs": 2,
+            "model.name": "cnn_s",
+            "model.width": 2,
+            "pretrain.epochs": 1,
             "batch_size": 32,
             "optim.lr": 0.01,
             "baseline_epochs": 1,
@@ -186,8 +187,8 @@ class Pwfn(Recipe):
         return before + sum(_epochs(config, number) for number in range(len(config.fractions)))
 
     def check(self, config: PwfnConfig) -> None:
-        config.pretrain.check(config.model)
-        if config.data.root:
+        if config.data.root or config.data.source in BUILT_IN:
+            config.pretrain.check(config.model)
             open_images(config.data)
 
     def train(self, run: Run, config: PwfnConfig) -> None:

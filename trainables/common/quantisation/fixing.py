@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from pharos.errors import PharosError
 from pharos.run import Run
+from trainables.common.batchnorm import BatchNorm2d
 
 MASK, VALUE = "_mask", "_value"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -117,6 +118,7 @@ KINDS: dict[type[nn.Module], type[Fixable]] = {
     nn.Conv3d: FixableConv3d,
     nn.BatchNorm1d: FixableBatchNorm1d,
     nn.BatchNorm2d: FixableBatchNorm2d,
+    BatchNorm2d: FixableBatchNorm2d,
 }
 """The fixable kind of each layer. A subclass of a key that is not itself one (a fused attention, say) is left alone."""
 
