@@ -25,7 +25,8 @@ _GOLDEN = 0.61803398875
 def palette(count: int) -> Tensor:
     """(count, 3) colours; those of neighbours are far apart."""
     turns = [(index * _GOLDEN) % 1.0 for index in range(count)]
-    return torch.tensor([colorsys.hsv_to_rgb(turn, 0.85, 0.55 + 0.35 * (i % 2)) for i, turn in enumerate(turns)])
+    colours = [colorsys.hsv_to_rgb(turn, 0.85, 0.55 + 0.35 * (i % 2)) for i, turn in enumerate(turns)]
+    return torch.tensor(colours).reshape(count, 3)
 
 
 def draw_weights(mu: Vector, sigma: Vector, after: Fixed) -> Tensor:

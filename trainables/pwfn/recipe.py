@@ -282,8 +282,10 @@ class _Trial:
         net.load_weights(weights)
         scores = self.as_if_fixed(epoch, delta) if fraction < 1 else {}
         after = fix(weights, layout, fraction, delta, config.fixing, epoch.shared)
-        check_alike(run, np.where(after.is_fixed, after.mu, np.nan))
         net.load_weights(state(weights, layout, after))
+        # What each worker has now: the same weights, and sigmas that the regulariser has raised alike.
+        held = net.weights()
+        check_alike(run, np.stack([layout.vector(held), sigmas(held, layout, config.join)]))
         figures |= after.figures
         if fraction == 1:
             scores = self._scores(after) | self._final()

@@ -416,9 +416,7 @@ class _Free:
         return [(span[0], int(self._free_places(*span)[most - 1]) + 1)]
 
 
-def _between(
-    inside: list[tuple[Indices, Indices, int]], outside: list[tuple[Indices, Indices, int]]
-) -> list[Span]:
+def _between(inside: list[tuple[Indices, Indices, int]], outside: list[tuple[Indices, Indices, int]]) -> list[Span]:
     """Spans of the outer segments that the inner ones lack."""
     spans = []
     for (first, last, _), (outer_first, outer_last, _) in zip(inside, outside, strict=True):
