@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pharos.checkpoint import Checkpoint, Part
 from pharos.engines.base import EngineConfig
-from pharos.engines.optimizers import OptimConfig, forget, make_optimizer
+from pharos.engines.optimizers import OptimConfig, forget, make_optimizer, set_rate
 from pharos.errors import PharosError
 from pharos.world import World, join_alone
 
@@ -34,7 +34,9 @@ _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 class DeepSpeedEngine:
     """See `pharos.engines.base.Engine`."""
 
-    def __init__(self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World):
+    def __init__(
+        self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World, factors: Mapping[str, float]
+    ):
         self._deepspeed = _import_deepspeed(world)
         self._module = module
         self._world = world
@@ -49,7 +51,7 @@ class DeepSpeedEngine:
         try:
             self._engine, *_ = self._deepspeed.initialize(
                 model=module,
-                optimizer=make_optimizer(module, optim),
+                optimizer=make_optimizer(module, optim, factors),
                 config=_configuration(module, optim, config),
                 dist_init_required=False,
             )
@@ -83,8 +85,7 @@ class DeepSpeedEngine:
         self._engine.step()
 
     def set_rate(self, rate: float) -> None:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._engine.optimizer, rate)
 
     def forget(self) -> None:
         forget(self._base)

@@ -113,7 +113,7 @@ def methods(layout: Layout, count: int, gamma_0: float) -> dict[str, Callable[[V
     """
 
     def by_tensor(quantise: Callable[[Vector, int], Vector], bits: int) -> Callable[[Vector], Vector]:
-        return lambda weights: np.concatenate([quantise(part, bits).reshape(-1) for part in layout.parts(weights)])
+        return lambda weights: np.concatenate([quantise(weights[part], bits) for part in layout.parts()])
 
     return {
         "kmeans": lambda weights: kmeans(weights, count),

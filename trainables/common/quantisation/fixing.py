@@ -19,6 +19,7 @@ Every worker makes the same decision from the same whole weights; no worker send
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from pharos.errors import PharosError
 from pharos.run import Run
+from trainables.common.batchnorm import BatchNorm2d, is_shared, normalised
 
 MASK, VALUE = "_mask", "_value"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -98,13 +100,15 @@ class _FixableBatchNorm(Fixable):
     def forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.batchnorm._BatchNorm)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        weight, bias = self.effective("weight"), self.effective("bias")
+        if self.training and is_shared():
+            return normalised(self, x, weight, bias)
         momentum = self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if momentum is None:  # a mean over all batches
                 momentum = 1.0 / float(self.num_batches_tracked)
         is_own = self.training or self.running_mean is None
-        weight, bias = self.effective("weight"), self.effective("bias")
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, is_own, momentum or 0.0, self.eps)
 
 
@@ -123,6 +127,7 @@ KINDS: dict[type[nn.Module], type[Fixable]] = {
     nn.Conv3d: FixableConv3d,
     nn.BatchNorm1d: FixableBatchNorm1d,
     nn.BatchNorm2d: FixableBatchNorm2d,
+    BatchNorm2d: FixableBatchNorm2d,
 }
 """The fixable kind of each layer. A subclass of a key that is not itself one (a fused attention, say) is left alone."""
 
@@ -181,6 +186,11 @@ class Layout:
         """Length of the vector."""
         return sum(self._counts)
 
+    def parts(self) -> list[slice]:
+        """Where each parameter lies, in the order of the names."""
+        ends = np.cumsum([0, *self._counts]).tolist()
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
     @property
     def _counts(self) -> list[int]:
         return [int(np.prod(shape)) for shape in self.shapes]
@@ -210,7 +220,7 @@ class Layout:
         The parameters below are set as well, so that who reads them alone sees what the network computes with.
         """
         state = dict(weights)
-        for name, value, fixed in zip(self.names, self.parts(values), self.parts(mask), strict=True):
+        for name, value, fixed in zip(self.names, self._split(values), self._split(mask), strict=True):
             old = torch.where(weights[name + MASK], weights[name + VALUE].to(weights[name].dtype), weights[name])
             new = torch.from_numpy(value).to(old)
             chosen = torch.from_numpy(fixed).to(old.device)
@@ -225,8 +235,7 @@ class Layout:
         free = {name + end: torch.zeros_like(state[name + end]) for name in self.names for end in (MASK, VALUE)}
         return state | free
 
-    def parts(self, vector: npt.NDArray[Scalar]) -> list[npt.NDArray[Scalar]]:
-        """A vector of the quantised weights, tensor by tensor."""
+    def _split(self, vector: npt.NDArray[Scalar]) -> list[npt.NDArray[Scalar]]:
         parts = np.split(vector, np.cumsum(self._counts)[:-1])
         return [np.ascontiguousarray(part.reshape(shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pharos.cache import local_copy
 from pharos.errors import InputError
+from trainables.common.batchnorm import BatchNorm2d
 
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 # Of the vision transformers: image, channels, patch, features, blocks, heads.
@@ -65,6 +66,9 @@ def build_model(config: ModelConfig, classes: int, image: tuple[int, int, int]) 
         InputError: The images do not fit the network, or the weights do not.
     """
     network = _make(config, classes, image)
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:  # several workers' batch is one batch
+            module.__class__ = BatchNorm2d
     if config.weights:
         load_pretrained(network, config.weights)
     return network
