@@ -29,8 +29,17 @@ class _AllReduce(torch.autograd.Function):
         return total
 
 
-def _normalised(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """The training pass of several workers: statistics of all their samples, running ones updated with them."""
+def normalised(
+    module: nn.modules.batchnorm._BatchNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """The training pass of several workers: statistics of all their samples, running ones updated with them.
+
+    Args:
+        module: Whose statistics.
+        x: (B, C, …).
+        weight: Gain of each channel, (C,); None: 1.
+        bias: Shift of each channel, (C,); None: 0.
+    """
     shape = [1, -1, *([1] * (x.dim() - 2))]
     axes = [0, *range(2, x.dim())]
     wide = x.float()
@@ -49,19 +58,23 @@ def _normalised(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     mean = sums[:channels] / total
     variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
     with torch.no_grad():
-        momentum = module.momentum if module.momentum is not None else 0.1
+        assert module.num_batches_tracked is not None
+        module.num_batches_tracked += 1
+        # Without a momentum they are means over all batches, as in PyTorch.
+        momentum = module.momentum if module.momentum is not None else 1 / float(module.num_batches_tracked)
         module.running_mean.lerp_((mean + shift).to(module.running_mean.dtype), momentum)
         unbiased = variance * (total / (total - 1))
         module.running_var.lerp_(unbiased.to(module.running_var.dtype), momentum)
-        assert module.num_batches_tracked is not None
-        module.num_batches_tracked += 1
     out: Tensor = (centred - mean.view(shape)) * torch.rsqrt(variance + module.eps).view(shape)
-    if module.affine:
-        out = out * module.weight.view(shape) + module.bias.view(shape)
+    if weight is not None:
+        out = out * weight.view(shape)
+    if bias is not None:
+        out = out + bias.view(shape)
     return out.to(x.dtype)
 
 
-def _is_shared() -> bool:
+def is_shared() -> bool:
+    """Whether several workers train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -70,9 +83,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        if not (self.training and _is_shared()):
+        if not (self.training and is_shared()):
             return super().forward(x)
-        return _normalised(self, x)
+        return normalised(self, x, self.weight, self.bias)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
@@ -80,6 +93,6 @@ class BatchNorm3d(nn.BatchNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> the same shape."""
-        if not (self.training and _is_shared()):
+        if not (self.training and is_shared()):
             return super().forward(x)
-        return _normalised(self, x)
+        return normalised(self, x, self.weight, self.bias)

@@ -75,15 +75,14 @@ class Clustering:
 
 
 def grid(largest: float, gamma_0: float, delta: float) -> Doubles:
-    """Magnitudes from gamma_0 up to the largest weight whose bands of relative width delta touch; none below gamma_0."""
+    """Magnitudes from gamma_0 up to the largest weight, whose bands of relative width delta touch."""
     if largest < gamma_0:
         return np.empty(0)
     delta = min(delta, _MAX_DELTA)
     ratio = (1 + delta) / (1 - delta)
     # The point that floating point puts a hair below the largest weight is not one of its own.
     count = max(1, math.ceil(math.log(largest / gamma_0) / math.log(ratio) - 1e-9))
-    points: Doubles = gamma_0 * ratio ** np.arange(count)
-    return points
+    return np.asarray(gamma_0 * ratio ** np.arange(count), np.float64)
 
 
 def candidates(points: Doubles, gamma_0: float, delta: float, order: int) -> Doubles:
@@ -120,7 +119,7 @@ def candidates(points: Doubles, gamma_0: float, delta: float, order: int) -> Dou
 # Clustering
 
 
-def cluster(  # noqa: PLR0913 - the algorithm's own knobs
+def cluster(
     weights: Vector,
     share: float,
     delta: float,

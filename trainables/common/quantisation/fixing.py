@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from pharos.errors import PharosError
 from pharos.run import Run
-from trainables.common.batchnorm import BatchNorm2d
+from trainables.common.batchnorm import BatchNorm2d, is_shared, normalised
 
 MASK, VALUE = "_mask", "_value"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -39,12 +40,15 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 Vector = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Fixable(nn.Module):
     """Mixed into a layer: its fixable parameters have buffers `<name>_mask` and `<name>_value` beside them."""
 
     fixable: tuple[str, ...]
+    observer: Callable[[Tensor, Tensor], None] | None = None
+    """Is shown each parameter and its mask in a training step, where it is whole under every engine."""
 
     def make_fixable(self, *names: str) -> None:
         """Adds the buffers of these of its parameters; nothing is fixed yet."""
@@ -59,7 +63,10 @@ class Fixable(nn.Module):
         parameter: Tensor | None = getattr(self, name)
         if parameter is None or name not in self.fixable:
             return parameter
-        return torch.where(getattr(self, name + MASK), getattr(self, name + VALUE), parameter)
+        mask: Tensor = getattr(self, name + MASK)
+        if self.observer is not None and self.training and torch.is_grad_enabled():
+            self.observer(parameter, mask)
+        return torch.where(mask, getattr(self, name + VALUE), parameter)
 
 
 class FixableLinear(Fixable, nn.Linear):
@@ -93,13 +100,15 @@ class _FixableBatchNorm(Fixable):
     def forward(self, x: Tensor) -> Tensor:
         assert isinstance(self, nn.modules.batchnorm._BatchNorm)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        weight, bias = self.effective("weight"), self.effective("bias")
+        if self.training and is_shared():
+            return normalised(self, x, weight, bias)
         momentum = self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if momentum is None:  # a mean over all batches
                 momentum = 1.0 / float(self.num_batches_tracked)
         is_own = self.training or self.running_mean is None
-        weight, bias = self.effective("weight"), self.effective("bias")
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, is_own, momentum or 0.0, self.eps)
 
 
@@ -226,7 +235,7 @@ class Layout:
         free = {name + end: torch.zeros_like(state[name + end]) for name in self.names for end in (MASK, VALUE)}
         return state | free
 
-    def _split(self, vector: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+    def _split(self, vector: npt.NDArray[Scalar]) -> list[npt.NDArray[Scalar]]:
         parts = np.split(vector, np.cumsum(self._counts)[:-1])
         return [np.ascontiguousarray(part.reshape(shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 

@@ -55,7 +55,11 @@ def pretrained(run: Run, config: PretrainConfig, model: ModelConfig, images: Ima
         model: Which it is.
         images: What on.
         batch_size: The recipe's.
+
+    Raises:
+        InputError: There is nothing that it could have learned from, or its weights do not fit.
     """
+    config.check(model)
     network = build_model(model, images.classes, images.shape)
     if not config.epochs:
         return network
