@@ -140,7 +140,7 @@ def cluster(mu: Tensor, sigma: Tensor, count: int, delta: float, rules: Rules) -
     """
     group = torch.full(mu.shape, -1, dtype=torch.int32, device=mu.device)
     groups: list[Group] = []
-    left = torch.arange(len(mu), device=mu.device)
+    left = torch.arange(len(mu), dtype=torch.int32, device=mu.device)
     target, steps = count, relaxations(rules.max_powl, delta, rules.inc)
     while target:
         powl, tolerance = next(steps)
@@ -150,7 +150,8 @@ def cluster(mu: Tensor, sigma: Tensor, count: int, delta: float, rules: Rules) -
         for centre, size in chosen:
             groups.append(Group(float(units[centre]) * 2.0**-rules.b, powl, tolerance, size))
         base = len(groups) - len(chosen)
-        found = torch.from_numpy(owner).to(mu.device)[cells.long()]
+        found = torch.from_numpy(owner).to(mu.device).index_select(0, cells)
+        del cells
         if sum(size for _, size in chosen) > target:  # the last centre takes the closest, so many as are wanted
             last = groups[-1]
             over = (found == len(chosen) - 1).nonzero().squeeze(1)
@@ -159,7 +160,7 @@ def cluster(mu: Tensor, sigma: Tensor, count: int, delta: float, rules: Rules) -
             found[over[order[kept:]]] = -1
             groups[-1] = Group(last.centre, powl, tolerance, kept)
         is_taken = found >= 0
-        group[left[is_taken]] = found[is_taken] + base
+        group[left[is_taken].long()] = found[is_taken] + base
         target -= sum(each.count for each in groups[base:])
         mu, sigma, left = (each[~is_taken] for each in (mu, sigma, left))
     return Assignment(group, groups)
