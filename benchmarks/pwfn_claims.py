@@ -45,8 +45,8 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "pwfn, const": ("pwfn", ["recipe.sigma_mode=const"]),
     "no bnn": ("pwfn", ["recipe.train_mode=no_bnn"]),
     "wfn, delta = 0.01": ("wfn", ["recipe.include_bn=false", "recipe.delta=0.01"]),
-    "wfn, delta = 0.03": ("wfn", ["recipe.include_bn=false", "recipe.delta=0.03"]),
-    "wfn, delta = 0.09": ("wfn", ["recipe.include_bn=false", "recipe.delta=0.09"]),
+    "wfn, delta = 0.015": ("wfn", ["recipe.include_bn=false", "recipe.delta=0.015"]),
+    "wfn, delta = 0.005": ("wfn", ["recipe.include_bn=false", "recipe.delta=0.005"]),
 }
 """Families and settings."""
 _POSITION = {"pwfn": "learned", "pwfn, layer mean": "layer mean", "pwfn, permuted": "permuted", "pwfn, const": "const"}
