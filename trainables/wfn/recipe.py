@@ -148,6 +148,8 @@ class Wfn(Recipe):
             "epochs_per_round": 2,
             "delta": 0.05,
             "gamma0_exp": -9,
+            # Four weights of a normalisation are soon fixed all at once, and then nothing of them is trained.
+            "include_bn": False,
             "bn_recalibrate": True,
         },
     }

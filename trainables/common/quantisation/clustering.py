@@ -238,7 +238,8 @@ class _Free:
         """The largest group of nearest free weights whose mean distance is allowed.
 
         Two or more weights that are at the centre already do not dilute the mean. Zero's group is what is below
-        gamma_0, as every other weight is at a relative distance of 1.
+        gamma_0, as every other weight is at a relative distance of 1. Of several equally near weights those are taken
+        that come first in ascending order, below the centre and then above it.
 
         Args:
             centre: Which.
@@ -248,9 +249,9 @@ class _Free:
         Returns:
             Spans of places whose free weights are the group, none if it is empty, and its mean distance.
         """
-        at = self._zeros if centre == 0 else self._span_of(centre)
+        at = self._at(centre)
         at_centre = self._free_between(*at)
-        if at_centre >= most or centre == 0:
+        if at_centre >= most or (centre == 0 and self._is_relative):
             return (self._first(at, most) if at_centre else []), 0.0
         diluting = at_centre if at_centre < 2 else 0
         # Thresholds: `low` is allowed, `high` is not, or nothing is beyond.
@@ -328,18 +329,25 @@ class _Free:
         rounded = np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)
         return np.searchsorted(self._sorted, rounded, "right")
 
-    def _span_of(self, value: float) -> Span:
-        return int(self._left(np.array([value]))[0]), int(self._right(np.array([value]))[0])
+    def _at(self, centre: float) -> Span:
+        """The places of weights at no distance from a centre: those equal to it; for zero, all below gamma_0."""
+        if centre == 0:
+            return self._zeros
+        return int(self._left(np.array([centre]))[0]), int(self._right(np.array([centre]))[0])
 
     def _segments(self, centre: float, limits: Doubles) -> list[tuple[Indices, Indices, int]]:
         """Places within each distance of a centre, without those at it: firsts, lasts, and the sign of d in them.
 
         The distance is sign * (1 - c/w), or sign * (w - c), all over a segment.
         """
-        at = self._span_of(centre)
+        at = self._at(centre)
         ones = np.ones(len(limits), np.int64)
         if not self._is_relative:
-            return [(self._left(centre - limits), at[0] * ones, -1), (at[1] * ones, self._right(centre + limits), 1)]
+            below, above = (
+                np.minimum(self._left(centre - limits), at[0]),
+                np.maximum(self._right(centre + limits), at[1]),
+            )
+            return [(below, at[0] * ones, -1), (at[1] * ones, above, 1)]
         with np.errstate(divide="ignore"):
             beyond = np.where(limits < 1, centre / (1 - limits), np.copysign(np.inf, centre))
             opposite = np.where(limits > 1, -centre / (limits - 1), np.copysign(np.inf, -centre))
