@@ -21,7 +21,8 @@ from torch import Tensor
 SIGMA_FLOOR = 2.0**-20
 """Least sigma in a distance."""
 _CHUNK = 1 << 18  # weights at a time: what is made of them stays in the processor's cache
-_TABLE = 1 << 22  # entries of a look-up table; centres that spread further are found by bisection
+_TABLE = 1 << 22  # entries of a table; what does not fit into one is found by bisection or by sorting
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,18 @@ def cluster(mu: Tensor, sigma: Tensor, count: int, delta: float, rules: Rules) -
     """
     group = torch.full(mu.shape, -1, dtype=torch.int32, device=mu.device)
     groups: list[Group] = []
-    left = torch.arange(len(mu), device=mu.device)
+    left = torch.arange(len(mu), dtype=torch.int32, device=mu.device)
     target, steps = count, relaxations(rules.max_powl, delta, rules.inc)
     while target:
         powl, tolerance = next(steps)
         units = candidates(float(mu.abs().max()), powl, rules.b)
-        cells, sizes = _cells(mu, sigma, units, tolerance, rules)
-        owner, chosen = _choose(sizes.cpu().numpy(), len(units), target)
+        cells, ranges, sizes = _cells(mu, sigma, units, tolerance, rules)
+        owner, chosen = _choose(ranges, sizes, len(units), target)
         for centre, size in chosen:
             groups.append(Group(float(units[centre]) * 2.0**-rules.b, powl, tolerance, size))
         base = len(groups) - len(chosen)
-        found = torch.from_numpy(owner).to(mu.device)[cells.long()]
+        found = torch.from_numpy(owner).to(mu.device).index_select(0, cells)
+        del cells
         if sum(size for _, size in chosen) > target:  # the last centre takes the closest, so many as are wanted
             last = groups[-1]
             over = (found == len(chosen) - 1).nonzero().squeeze(1)
@@ -159,26 +161,27 @@ def cluster(mu: Tensor, sigma: Tensor, count: int, delta: float, rules: Rules) -
             found[over[order[kept:]]] = -1
             groups[-1] = Group(last.centre, powl, tolerance, kept)
         is_taken = found >= 0
-        group[left[is_taken]] = found[is_taken] + base
+        group[left[is_taken].long()] = found[is_taken] + base
         target -= sum(each.count for each in groups[base:])
         mu, sigma, left = (each[~is_taken] for each in (mu, sigma, left))
     return Assignment(group, groups)
 
 
 def _cells(
-    mu: Tensor, sigma: Tensor, units: NDArray[np.int64], tolerance: float, rules: Rules
-) -> tuple[Tensor, Tensor]:
+    mu: Tensor, sigma: Tensor, units: Numbers, tolerance: float, rules: Rules
+) -> tuple[Tensor, Numbers, Numbers]:
     """Sorts weights into cells of the same range of centres within reach.
 
     Returns:
-        (N,) the cell of each weight, first * (K + 1) + beyond of its range [first, beyond) among the K centres; and
-        ((K + 1)^2,) how many weights each cell has.
+        (N,) the cell of each weight, int32; and of each cell its range, first * (K + 1) + beyond of [first, beyond)
+        among the K centres, and the number of its weights, which may be 0.
     """
     width = len(units) + 1
     reach, scale = int(units[-1]), 2.0**rules.b
     first, beyond = _Rank(units, reach, mu.device, right=False), _Rank(units, reach, mu.device, right=True)
-    cells = torch.empty(mu.shape, dtype=torch.int32, device=mu.device)
-    sizes = torch.zeros(width * width, dtype=torch.int64, device=mu.device)
+    is_dense = width * width <= _TABLE
+    cells = torch.empty(mu.shape, dtype=torch.int32 if is_dense else torch.int64, device=mu.device)
+    sizes = torch.zeros(width * width if is_dense else 0, dtype=torch.int64, device=mu.device)
     for start in range(0, len(mu), _CHUNK):
         part = slice(start, start + _CHUNK)
         centre, radius = mu[part].double(), sigma[part].double().clamp_min(SIGMA_FLOOR) * tolerance
@@ -190,14 +193,18 @@ def _cells(
         # Times a power of two and rounded to a whole number: exact.
         cell = first((low * scale).ceil_()) * width + beyond((high * scale).floor_())
         cells[part] = cell
-        sizes += torch.bincount(cell, minlength=width * width)
-    return cells, sizes
+        if is_dense:
+            sizes += torch.bincount(cell, minlength=len(sizes))
+    if is_dense:
+        return cells, np.arange(len(sizes)), sizes.cpu().numpy()
+    ranges, cells, sizes = torch.unique(cells, return_inverse=True, return_counts=True)
+    return cells.int(), ranges.cpu().numpy(), sizes.cpu().numpy()
 
 
 class _Rank:
     """How many centres are below whole numbers, or with `right` up to them."""
 
-    def __init__(self, units: NDArray[np.int64], reach: int, device: torch.device, right: bool):
+    def __init__(self, units: Numbers, reach: int, device: torch.device, right: bool):
         self._units = torch.from_numpy(units).to(device)
         self._reach, self._right = reach, right
         self._table: Tensor | None = None
@@ -212,10 +219,13 @@ class _Rank:
         return torch.bucketize(whole, self._units, right=self._right)
 
 
-def _choose(sizes: NDArray[np.int64], centres: int, target: int) -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
+def _choose(
+    ranges: Numbers, sizes: Numbers, centres: int, target: int
+) -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
     """Chooses centres until `target` weights have one, or no centre reaches a weight.
 
     Args:
+        ranges: Of `_cells`.
         sizes: Of `_cells`.
         centres: K.
         target: How many weights are wanted.
@@ -226,7 +236,7 @@ def _choose(sizes: NDArray[np.int64], centres: int, target: int) -> tuple[NDArra
     """
     owner = np.full(len(sizes), -1, dtype=np.int32)
     cell = np.flatnonzero(sizes)
-    size, (low, high) = sizes[cell], np.divmod(cell, centres + 1)
+    size, (low, high) = sizes[cell], np.divmod(ranges[cell], centres + 1)
     chosen: list[tuple[int, int]] = []
     while target > 0:
         # Each cell adds its size from its first centre on and takes it away from the first beyond.

@@ -46,15 +46,16 @@ def draw_weights(mu: Vector, sigma: Vector, after: Fixed) -> Tensor:
     mu, sigma, centre, is_fixed = mu[::step], sigma[::step], after.mu[::step], after.is_fixed[::step]
     reach = float(np.abs(mu).max()) or 1.0
     heights = np.log10(np.maximum(sigma, SIGMA_FLOOR))
-    low, high = float(heights.min()), max(float(heights.max()), float(heights.min()) + 1)
+    low, high = np.quantile(heights, 0.01), heights.max()  # at the lower end lie those without any freedom
+    low = min(low, high - 1)
     across = _place(mu, -reach, reach, _WIDTH)
     up = _HEIGHT - 1 - _place(heights, low, high, _HEIGHT)
     panel = torch.ones(3, _HEIGHT, _WIDTH)
     panel[:, up[~is_fixed], across[~is_fixed]] = torch.tensor(_FREE)[:, None]
     values, which = np.unique(centre[is_fixed], return_inverse=True)
     panel[:, up[is_fixed], across[is_fixed]] = palette(len(values))[torch.from_numpy(which)].T
-    title = f"sigma by weight. {100 * is_fixed.mean():.1f}% fixed to {len(values)} centres"
-    return _framed(panel, title, (f"{-reach:.2f}", "0", f"{reach:.2f}"), (f"1E{high:.1f}", f"1E{low:.1f}"))
+    title = f"log sigma by weight. {100 * is_fixed.mean():.1f}% fixed to {len(values)} centres"
+    return _framed(panel, title, (f"{-reach:.2f}", "0", f"{reach:.2f}"), (f"{10**high:.2g}", f"{10**low:.2g}"))
 
 
 def draw_codebook(weights: Vector) -> Tensor:

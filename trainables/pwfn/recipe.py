@@ -16,6 +16,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
 
 from pharos.errors import InputError
 from pharos.learner import Learner, OptimConfig
@@ -32,6 +33,7 @@ from trainables.pwfn.model import SIGMA, ProbabilisticNetwork, Trained, set_sigm
 from trainables.pwfn.pictures import draw_codebook, draw_weights
 from trainables.pwfn.rounds import JOINS, PAPER10, SIGMA_MODES, Fixed, Fixing, fix, sigmas, state, tolerances
 
+_DIVERGED = 2.0**30  # weights as large have no centre that is worth looking for
 _TRAIN_MODES = ("joint", "mu_then_sigma", "no_bnn")
 
 
@@ -202,7 +204,8 @@ class Pwfn(Recipe):
 
         for epoch in run.epochs("baseline", config.baseline_epochs * len(config.phases)):
             trial.train(epoch, config.phases[epoch.index // config.baseline_epochs])
-            epoch.report(trial.as_if_fixed(epoch, config.delta_start))
+            scores, _ = trial.as_if_fixed(epoch, trial.weights(epoch), config.delta_start)
+            epoch.report(scores)
 
         deltas = tolerances(config.delta_start, config.delta_end, len(config.fractions))
         for number in run.stages("rounds", len(config.fractions)):
@@ -254,14 +257,21 @@ class _Trial:
                 loss = loss + config.reg * network.penalty
             net.step(loss)
 
-    def as_if_fixed(self, epoch: Epoch, delta: float) -> dict[str, float]:
-        """What the network would be if all weights were fixed now; it is as it was in the end."""
+    def weights(self, epoch: Epoch) -> dict[str, Tensor]:
+        """The network's; the trial ends as diverged where there is nothing to fix."""
         weights = self._net.weights()
+        vectors = self._layout.vector(weights), self._layout.vector(weights, SIGMA)
+        if not all((np.abs(vector) < _DIVERGED).all() for vector in vectors):
+            epoch.report({"val/accuracy": math.nan})
+        return weights
+
+    def as_if_fixed(self, epoch: Epoch, weights: dict[str, Tensor], delta: float) -> tuple[dict[str, float], Fixed]:
+        """What the network would be if all weights were fixed now; it is as it was in the end."""
         after = fix(weights, self._layout, 1.0, delta, self._config.fixing, epoch.shared)
         self._net.load_weights(state(weights, self._layout, after))
         scores = self._scores(after)
         self._net.load_weights(weights)
-        return scores
+        return scores, after
 
     def fix(self, epoch: Epoch, number: int, fraction: float, delta: float) -> dict[str, float]:
         """Ends a round: fixes the share of the weights, and tells of the network before and after.
@@ -271,7 +281,7 @@ class _Trial:
             are; `round/*` of the network before, partly fixed and frozen, and of the fixing.
         """
         run, net, layout, config = self._run, self._net, self._layout, self._config
-        weights = net.weights()
+        weights = self.weights(epoch)
         sigma, was_fixed = sigmas(weights, layout, config.join), layout.mask(weights)
         figures = {"fraction": fraction, "delta": delta}
         figures |= evaluation.sigma_figures(sigma, was_fixed, config.cut_off)
@@ -280,7 +290,9 @@ class _Trial:
         with net.evaluating():
             figures |= evaluation.noisy(net, self._images.val, run.device)
         net.load_weights(weights)
-        scores = self.as_if_fixed(epoch, delta) if fraction < 1 else {}
+        scores, whole = self.as_if_fixed(epoch, weights, delta)
+        if number == 0:
+            run.log_image("weights if all were fixed", draw_weights(layout.vector(weights), sigma, whole))
         after = fix(weights, layout, fraction, delta, config.fixing, epoch.shared)
         net.load_weights(state(weights, layout, after))
         # What each worker has now: the same weights, and sigmas that the regulariser has raised alike.
@@ -290,15 +302,12 @@ class _Trial:
         if fraction == 1:
             scores = self._scores(after) | self._final()
             run.log_image("codebook", draw_codebook(after.mu))
-        picture = draw_weights(layout.vector(weights), sigma, after)
-        for name in ("weights", *["weights in the first round"] * (number == 0)):
-            run.log_image(name, picture)
+        run.log_image("weights", draw_weights(layout.vector(weights), sigma, after))
         return scores | {f"round/{name}": value for name, value in figures.items()}
 
     def _scores(self, after: Fixed) -> dict[str, float]:
         self._recalibrate()
-        measures = describe(after.mu) if np.isfinite(after.mu).all() else {}
-        return self._accuracy("val") | measures | {"late": after.figures["late"]}
+        return self._accuracy("val") | describe(after.mu) | {"late": after.figures["late"]}
 
     def _final(self) -> dict[str, float]:
         """Of the network that is left, all of whose weights are fixed."""

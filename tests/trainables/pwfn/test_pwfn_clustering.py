@@ -185,7 +185,7 @@ def test_it_agrees_with_all_distances_bit_for_bit(mu: Tensor, sigma: Tensor, fra
     assert torch.equal(found.tolerances, tolerances.nan_to_num())
 
 
-def test_centres_that_spread_far_are_found_without_a_table_alike(
+def test_too_many_centres_for_tables_are_found_without_them_alike(
     mu: Tensor, sigma: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_table = fixed_everywhere(mu, sigma)

@@ -168,6 +168,14 @@ def test_without_a_bayesian_network_sigmas_stay_where_they_start(tmp_path: Path)
     assert figures[0] == figures[1]
 
 
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_weights_that_run_away_end_as_diverged_before_they_are_fixed(tmp_path: Path, rate: float) -> None:
+    spec = spec_of(plan_of(f"recipe.optim.lr={rate}", "recipe.optim.clip_norm=0"), tmp_path)
+    ending = execute(spec, lambda report: None)
+    assert ending.outcome == Outcome.DIVERGED, ending.reason
+    assert "became" in ending.reason
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
