@@ -40,16 +40,20 @@ class Regulariser:
                 module.observer = self._observe
 
     def set_centres(self, centres: Tensor | None) -> None:
-        """The codebook, ascending, (k,); None: there is none, and nothing is computed."""
+        """The codebook, ascending, (k,), on the network's device; None: there is none, and nothing is computed."""
         self._centres = centres
 
+    def start(self) -> None:
+        """Forgets what was seen: before a forward pass, as the one before may have been repeated for its gradient."""
+        self._free = []
+
     def take(self) -> Tensor | None:
-        """L_reg of the forward passes since the last call; None if there is no codebook, or no free weight."""
+        """L_reg of the forward pass since `start`; None if there is no codebook, or no free weight."""
         free, self._free = self._free, []
         if self._centres is None or not sum(part.numel() for part in free):
             return None
         weights = torch.cat(free)
-        total: Tensor = SoftDistance.apply(weights, self._centres.to(weights.device), *self._settings)  # type: ignore[no-untyped-call]
+        total: Tensor = SoftDistance.apply(weights, self._centres, *self._settings)  # type: ignore[no-untyped-call]
         return total / len(weights)
 
     def _observe(self, parameter: Tensor, mask: Tensor) -> None:
@@ -63,9 +67,11 @@ def whole_loss(cross_entropy: Tensor, regulariser: Tensor | None, alpha: float) 
     Each worker takes the ratio from its own cross-entropy; averaged with the gradients that is the ratio of the whole
     batch's, as L_reg is the same on all of them.
     """
-    if regulariser is None or alpha == 0 or float(regulariser.detach()) < _LEAST:
+    if regulariser is None or alpha == 0:
         return cross_entropy
-    return cross_entropy + (alpha * cross_entropy.detach() / regulariser.detach()) * regulariser
+    size = regulariser.detach()
+    ratio = torch.where(size < _LEAST, 0.0, alpha * cross_entropy.detach() / size)
+    return cross_entropy + ratio * regulariser
 
 
 class SoftDistance(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from pharos.errors import InputError
+from pharos.errors import InputError, PharosError
 from pharos.learner import Learner, OptimConfig
 from pharos.recipe import Recipe
 from pharos.run import Run
@@ -188,10 +188,12 @@ class Wfn(Recipe):
         rounds = list(zip(config.fractions, config.deltas, strict=True))
         for index in run.stages("round", len(rounds)):
             share, delta = rounds[index]
-            regulariser.set_centres(run.state.get("codebook") if config.alpha > 0 else None)
+            if index and config.alpha > 0:
+                regulariser.set_centres(run.state["codebook"].to(run.device))
             for epoch in run.epochs("train", config.epochs(index)):
                 if index or config.warm_epochs:
                     for x, y in batches(epoch, images, config.batch_size, run.device):
+                        regulariser.start()
                         cross_entropy = F.cross_entropy(learner(x), y)
                         learner.step(whole_loss(cross_entropy, regulariser.take(), config.alpha))
                 scores: dict[str, float] = {}
@@ -224,6 +226,10 @@ def _fix(
     check_alike(run, found.values)
     check_alike(run, found.mask)
     learner.load_weights(layout.fixed(weights, found.values, found.mask))
+    if not np.array_equal(layout.vector(learner.weights())[found.mask], found.values[found.mask]):
+        raise PharosError(
+            "the engine keeps weights in half precision, which cannot hold the codebook: take bf16 or fp32"
+        )
     run.state["codebook"] = torch.from_numpy(found.codebook)
     if share < 1:  # the next round's optimiser is a new one
         learner.reset_optimizer()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pharos.engines.activations import checkpoint_activations
 from trainables.common.quantisation.fixing import Layout, make_fixable
 from trainables.wfn.losses import Regulariser, SoftDistance, whole_loss
 
@@ -132,11 +133,33 @@ def test_it_is_the_mean_over_the_free_weights_of_a_training_pass():
     free = torch.from_numpy(weights[~mask])
     torch.testing.assert_close(regulariser.take(), soft(free, centres=CENTRES.float()) / len(free))
     assert regulariser.take() is None  # nothing since
+    for _ in range(3):
+        regulariser.start()
+        network(torch.randn(4, 3))
+    torch.testing.assert_close(regulariser.take(), soft(free, centres=CENTRES.float()) / len(free))
     network.eval()
     network(torch.randn(4, 3))
     with torch.no_grad():
         network.train()(torch.randn(4, 3))
     assert regulariser.take() is None
+
+
+def test_activations_that_are_computed_again_change_nothing():
+    gradients = []
+    for is_checkpointed in (False, True):
+        network = nn.Sequential(make_network(), make_network())
+        regulariser = regulariser_of(network)
+        if is_checkpointed:
+            assert checkpoint_activations(network) == 2
+        for _ in range(2):
+            network.zero_grad()
+            regulariser.start()
+            x = torch.linspace(-1, 1, 12).reshape(4, 3)
+            loss = network[1](nn.functional.pad(network[0](x), (0, 1))).square().mean()
+            whole_loss(loss, regulariser.take(), 0.4).backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_without_a_codebook_or_without_free_weights_there_is_none():
