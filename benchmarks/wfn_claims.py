@@ -26,6 +26,7 @@ VARIANTS = {
     "delta = 0.03, powers of two alone": _wfn("recipe.delta=0.03", "recipe.max_order=0"),
     "euclidean distance, delta = 0.004": _wfn("recipe.delta=0.004", "recipe.distance=euclidean"),
     "as many as 0.01": _wfn(equals="delta = 0.01"),
+    "as many as 0.03": _wfn(equals="delta = 0.03"),
     "as many as 0.09": _wfn(equals="delta = 0.09"),
 }
 

@@ -131,6 +131,8 @@ class Wfn(Recipe):
             "batch_size": 64,
             # A hundredth of the paper's steps a round: at its 2e-5 no weight would get anywhere.
             "optim.lr": 5e-4,
+            # Three times as fast; farther centres weigh next to nothing at this temperature.
+            "reg_nearest": 16,
             "bn_recalibrate": True,
         },
         "tiny": {

@@ -70,9 +70,10 @@ def kmeans(weights: Vector, count: int) -> Vector:
 
 
 def uniform(weights: Vector, count: int) -> Vector:
-    """One symmetric grid of so many levels for all weights."""
-    largest = float(np.abs(weights).max())
-    return nearest(weights, np.linspace(-largest, largest, count))
+    """One grid of so many levels for all weights, with 0 and the largest magnitude among them."""
+    half = count // 2
+    step = float(np.abs(weights).max()) / half
+    return nearest(weights, np.arange(-half, count - half, dtype=np.float64) * step)
 
 
 def integers(weights: Vector, bits: int) -> Vector:
