@@ -19,7 +19,7 @@ from benchmarks.claims import mean_and_spread, table
 from benchmarks.quantisation_claims import Table, Variant, measure, read_options
 
 _OWN = {
-    "pwfn": {"glyph32": ["recipe.baseline_epochs=2", "recipe.rest_epochs=2", "recipe.optim.lr=0.02"]},
+    "pwfn": {"glyph32": ["recipe.baseline_epochs=2", "recipe.rest_epochs=1", "recipe.optim.lr=0.02"]},
     "wfn": {"glyph32": ["recipe.epochs_per_round=1", "recipe.optim.lr=2e-4"]},
 }
 

@@ -46,8 +46,10 @@ def draw_weights(mu: Vector, sigma: Vector, after: Fixed) -> Tensor:
     mu, sigma, centre, is_fixed = mu[::step], sigma[::step], after.mu[::step], after.is_fixed[::step]
     reach = float(np.abs(mu).max()) or 1.0
     heights = np.log10(np.maximum(sigma, SIGMA_FLOOR))
-    low, high = np.quantile(heights, 0.01), heights.max()  # at the lower end lie those without any freedom
-    low = min(low, high - 1)
+    # At the lower end lie all those without any freedom.
+    moving = heights[sigma > SIGMA_FLOOR]
+    high = float(heights.max())
+    low = min(float(np.quantile(moving, 0.02)) if len(moving) else high, high - 1)
     across = _place(mu, -reach, reach, _WIDTH)
     up = _HEIGHT - 1 - _place(heights, low, high, _HEIGHT)
     panel = torch.ones(3, _HEIGHT, _WIDTH)

@@ -132,9 +132,8 @@ def test_the_regulariser_raises_sigmas_by_its_strength(tmp_path: Path) -> None:
         reports = trained(tmp_path / f"{reg}{typed}", f"recipe.reg={reg}", "recipe.optim.clip_norm=0", *typed)
         return reports[-1].metrics["round/sigma/mean"]
 
-    means = [mean(reg) for reg in (0.0, 0.5, 5.0)]
-    assert means == sorted(means)
-    assert means[2] > 2 * means[0]
+    means = [mean(reg) for reg in (0.0, 5.0)]
+    assert means[1] > 2 * means[0]
     assert mean(5.0, "recipe.reg_form=none") == means[0]
 
 
@@ -142,9 +141,8 @@ def test_the_regulariser_raises_sigmas_by_its_strength(tmp_path: Path) -> None:
     "typed",
     [
         ["recipe.train_mode=mu_then_sigma"],
-        ["recipe.train_mode=no_bnn"],
-        ["recipe.join=allow_retraining", "recipe.sigma_mode=permuted"],
-        ["recipe.recluster=free_only", "recipe.sigma_mode=layer_mean", "recipe.bn_recalibrate=true"],
+        ["recipe.join=allow_retraining", "recipe.sigma_mode=permuted", "recipe.bn_recalibrate=true"],
+        ["recipe.recluster=free_only", "recipe.sigma_mode=layer_mean"],
         ["recipe.sigma_init=const", "recipe.reg_form=constant", "recipe.delta_end=0.5", "recipe.sigma_mode=const"],
         ["engine.activation_checkpointing=true", "engine.accumulation=2"],
     ],
