@@ -30,6 +30,7 @@ from trainables.common.quantisation.training import accuracy, batches, pretraine
 from trainables.wfn.data import Images, open_images
 from trainables.wfn.losses import Regulariser, whole_loss
 from trainables.wfn.model import Layout, build_model, make_fixable
+from trainables.wfn.pictures import count_columns, draw_rounds
 
 _PAPER10 = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
 
@@ -231,6 +232,8 @@ def _fix(
             "the engine keeps weights in half precision, which cannot hold the codebook: take bf16 or fp32"
         )
     run.state["codebook"] = torch.from_numpy(found.codebook)
+    run.state.setdefault("rounds", []).append(count_columns(found.values, found.mask))
+    run.log_image("rounds", draw_rounds(run.state["rounds"]))
     if share < 1:  # the next round's optimiser is a new one
         learner.reset_optimizer()
     return _moves(vector, found, 2.0**config.gamma0_exp) | {"fixed_share": float(found.mask.mean())}
