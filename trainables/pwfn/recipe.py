@@ -262,7 +262,7 @@ class _Trial:
         weights = self._net.weights()
         vectors = self._layout.vector(weights), self._layout.vector(weights, SIGMA)
         if not all((np.abs(vector) < _DIVERGED).all() for vector in vectors):
-            epoch.report({"val/accuracy": math.nan})
+            epoch.report({"loss/weights": math.nan})
         return weights
 
     def as_if_fixed(self, epoch: Epoch, weights: dict[str, Tensor], delta: float) -> tuple[dict[str, float], Fixed]:
