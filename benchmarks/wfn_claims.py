@@ -19,7 +19,7 @@ def _wfn(*settings: str, equals: str = "") -> Variant:
 
 
 VARIANTS = {
-    **{f"delta = {delta}": _wfn(f"recipe.delta={delta}") for delta in (0.005, 0.01, 0.015, 0.02)},
+    **{f"delta = {delta}": _wfn(f"recipe.delta={delta}") for delta in (0.0025, 0.005, 0.01, 0.015, 0.02)},
     "delta = 0.01, no regulariser": _wfn("recipe.delta=0.01", "recipe.alpha=0"),
     "delta = 0.01, powers of two alone": _wfn("recipe.delta=0.01", "recipe.max_order=0"),
     "delta = 0.01, batch norm left alone": _wfn("recipe.delta=0.01", "recipe.include_bn=false"),
