@@ -4,7 +4,7 @@
 
 Trains ADS_UNet, UNet, UNet^e and UNet++ of the same width and depth, and ADS_UNet without one of its parts at a time,
 on each seed (of the model and of the tissue alike) by `platform/train.py` itself. A baseline gets as many epochs as all
-stages together. Prints Markdown:
+stages together, or half of them. Prints Markdown:
 
     methods     test mIoU and Dice of the ensemble; what autograd keeps for a backward pass (the largest stage's, batch
                 of the table), seconds of training, parameters, and linear CKA between the top nodes X^{0,1..D}
@@ -20,10 +20,12 @@ import statistics
 from benchmarks.claims import Results, interval, mean_and_spread, read_options, table, train_all
 
 _METHODS = {
-    "ads_unet": "ADS_UNet",
-    "unet": "UNet",
-    "unete": "UNet^e, deep supervision",
-    "unetpp": "UNet++, deep supervision",
+    "ads_unet": ("ADS_UNet", ["recipe.network=ads_unet"]),
+    "unet": ("UNet", ["recipe.network=unet"]),
+    "unete": ("UNet^e", ["recipe.network=unete"]),
+    "unetpp": ("UNet++", ["recipe.network=unetpp"]),
+    "unete_short": ("UNet^e, half the epochs", ["recipe.network=unete", "recipe.joint_epochs=18"]),
+    "unetpp_short": ("UNet++, half the epochs", ["recipe.network=unetpp", "recipe.joint_epochs=18"]),
 }
 _PARTS = {
     "no_reweighting": ("samples all alike", ["recipe.reweight=none"]),
@@ -54,7 +56,7 @@ class _Table:
     def methods(self) -> str:
         head = ["test", "mIoU, %", "against ADS_UNet", "Dice, %", "kept, MiB", "seconds", "parameters", "CKA"]
         rows = []
-        for name, title in _METHODS.items():
+        for name, (title, _) in _METHODS.items():
             if not self._has(name):
                 continue
             percent = [100 * value for value in self.column(name, "test/miou")]
@@ -98,9 +100,8 @@ def main() -> None:
     """Trains all of them and prints the tables."""
     others = [*(name for name in _METHODS if name != _OURS), *_PARTS]
     options = read_options(__doc__ or "", seeds=3, variants=others)
-    variants = {_OURS: [f"recipe.network={_OURS}"]}
-    for name in options.only:
-        variants[name] = _PARTS[name][1] if name in _PARTS else [f"recipe.network={name}"]
+    known = _METHODS | _PARTS
+    variants = {name: known[name][1] for name in (_OURS, *options.only)}
     runs = _Table(train_all("ads_unet", variants, options), options)
     shown = [runs.methods(), runs.votes(), *([runs.parts()] if set(_PARTS) & set(options.only) else [])]
     print("\n\n".join(shown))
