@@ -7,8 +7,8 @@ on each seed (of the model and of the tissue alike) by `platform/train.py` itsel
 stages together, or half of them. Prints Markdown:
 
     methods     test mIoU and Dice of the ensemble, parameters, and linear CKA between the top nodes X^{0,1..D}
-    costs       what autograd keeps for a backward pass (the largest stage's), and the time of a training step on one core;
-                of the paper's size a sixteenth is measured, of which both are multiples
+    costs       what autograd keeps for a backward pass (the largest stage's), and the time of a training step on one
+                core; of the paper's size a sixteenth is measured, of which both are multiples
     votes       test mIoU of each stage by itself and of each way to vote
     parts       ADS_UNet without one of its parts, paired by seed
 """
@@ -77,7 +77,7 @@ class _Table:
     def votes(self) -> str:
         metrics = self._results[_OURS, 0]["metrics"]
         stages = sorted(name for name in metrics if name.startswith("test/stage"))
-        names = [*stages, "test/vote_soft", "test/vote_mean", "test/vote_hard"]
+        names = [*stages, *(f"test/{name}" for name in ("vote_soft", "vote_mean", "vote_hard", "head_best"))]
         cells = [mean_and_spread([100 * value for value in self.column(_OURS, name)]) for name in names]
         return table(["mIoU, %", *(name.removeprefix("test/") for name in names)], [["ADS_UNet", *cells]])
 
