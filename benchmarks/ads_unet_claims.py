@@ -6,7 +6,8 @@ Trains ADS_UNet, UNet, UNet^e and UNet++ of the same width and depth, and ADS_UN
 on each seed (of the model and of the tissue alike) by `platform/train.py` itself. A baseline gets as many epochs as all
 stages together, or half of them. Prints Markdown:
 
-    methods     test mIoU and Dice of the ensemble, parameters, and linear CKA between the top nodes X^{0,1..D}
+    methods     test mIoU, Dice and share of right pixels of the ensemble, parameters, and linear CKA between the top
+                nodes X^{0,1..D}
     costs       what autograd keeps for a backward pass (the largest stage's), and the time of a training step on one
                 core; of the paper's size a sixteenth is measured, of which both are multiples
     votes       test mIoU of each stage by itself and of each way to vote
@@ -61,17 +62,19 @@ class _Table:
         return [float(self._results[variant, seed]["metrics"][metric]) for seed in self._seeds]
 
     def methods(self) -> str:
-        head = ["test", "mIoU, %", "against ADS_UNet", "Dice, %", "parameters", "CKA"]
+        head = ["test", "mIoU, %", "against ADS_UNet", "Dice, %", "pixels, %", "parameters", "CKA"]
         rows = []
         for name, (title, _) in _METHODS.items():
             if not self._has(name):
                 continue
             percent = [100 * value for value in self.column(name, "test/miou")]
-            dice = [100 * value for value in self.column(name, "test/dice")]
+            dice, pixels = ([100 * v for v in self.column(name, f"test/{metric}")] for metric in ("dice", "accuracy"))
             nodes = "" if name == "unet" else mean_and_spread(self.column(name, "cka"), 3)
             size = f"{self.column(name, 'parameters')[0]:,.0f}"
             against = "" if name == _OURS else self._against(name)
-            rows.append([title, mean_and_spread(percent), against, mean_and_spread(dice), size, nodes])
+            rows.append(
+                [title, mean_and_spread(percent), against, mean_and_spread(dice), mean_and_spread(pixels), size, nodes]
+            )
         return table(head, rows)
 
     def votes(self) -> str:
