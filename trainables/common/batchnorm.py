@@ -77,13 +77,3 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not (self.training and _is_shared()):
             return super().forward(x)
         return _normalised(self, x)
-
-
-class BatchNorm3d(nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d`, whose batch is that of all workers while it trains."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> the same shape."""
-        if not (self.training and _is_shared()):
-            return super().forward(x)
-        return _normalised(self, x)
