@@ -39,38 +39,44 @@ def normalised(
         x: (B, C, …).
         weight: Gain of each channel, (C,); None: 1.
         bias: Shift of each channel, (C,); None: 0.
+
+    Returns:
+        As `x`.
     """
-    shape = [1, -1, *([1] * (x.dim() - 2))]
+    channels, shape = x.shape[1], [1, -1, *([1] * (x.dim() - 2))]
     axes = [0, *range(2, x.dim())]
     wide = x.float()
-    count = x.numel() / x.shape[1]
-    # Shifted by what is known before, so that the difference of two large sums does not lose the variance.
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    shift = module.running_mean.detach().float()
-    centred = wide - shift.view(shape)
-    sums = torch.cat([centred.sum(axes), centred.square().sum(axes), centred.new_tensor([count])])
-    channels = x.shape[1]
+    count = x.numel() // channels
+    mean = wide.mean(axes)
+    spread = (wide - mean.view(shape)).square().sum(axes).double()
+    # In float64, so that the difference of two large sums does not lose the variance.
+    mean = mean.double()
+    sums = torch.cat([count * mean, spread + count * mean.square(), mean.new_tensor([count])])
     sums = _AllReduce.apply(sums)  # type: ignore[no-untyped-call]
     total = sums[-1].detach()
     if total <= 1:
         raise ValueError(f"batch normalisation needs more than one value per channel to train; it got {tuple(x.shape)}")
     mean = sums[:channels] / total
     variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
-    with torch.no_grad():
-        assert module.num_batches_tracked is not None
-        module.num_batches_tracked += 1
-        # Without a momentum they are means over all batches, as in PyTorch.
-        momentum = module.momentum if module.momentum is not None else 1 / float(module.num_batches_tracked)
-        module.running_mean.lerp_((mean + shift).to(module.running_mean.dtype), momentum)
-        unbiased = variance * (total / (total - 1))
-        module.running_var.lerp_(unbiased.to(module.running_var.dtype), momentum)
-    out: Tensor = (centred - mean.view(shape)) * torch.rsqrt(variance + module.eps).view(shape)
+    _average_in(module, mean.detach(), variance.detach() * (total / (total - 1)))
+    scale = torch.rsqrt(variance + module.eps).float()
+    out: Tensor = (wide - mean.float().view(shape)) * scale.view(shape)
     if weight is not None:
         out = out * weight.view(shape)
     if bias is not None:
         out = out + bias.view(shape)
     return out.to(x.dtype)
+
+
+def _average_in(module: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked += 1
+    # Without a momentum they are means over all batches, as in PyTorch.
+    momentum = module.momentum if module.momentum is not None else 1 / float(module.num_batches_tracked)
+    module.running_mean.lerp_(mean.to(module.running_mean.dtype), momentum)
+    module.running_var.lerp_(variance.to(module.running_var.dtype), momentum)
 
 
 def is_shared() -> bool:
