@@ -1,0 +1,101 @@
+"""RSESF: a UNet of steerable filters; all orientations and scales of a filter share its coefficients.
+
+Source: section 3 of the reference notes on RSESF (arXiv 2304.04600).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.common.histology.filters import Interval, ladder
+from trainables.common.histology.scale_space import BranchLogits, ScaleSpaceUNet, branch_weights
+
+OFFSET_RULES = ("floor_half", "per_level", "none")
+SELECTIONS = ("image_argmax", "pixel_argmax", "channel_argmax", "max")
+
+
+def intervals(kind: str, low: float, step: float, branches: int, depth: int, rule: str) -> list[list[Interval]]:
+    """The ranges of the branches' scales, level by level.
+
+    Args:
+        kind: arithmetic or geometric.
+        low: Where the first begins, at level 0.
+        step: Width, or ratio of the ends.
+        branches: S.
+        depth: L.
+        rule: How many steps higher a level begins than level 0: floor_half (half of its number, rounded down),
+            per_level (its number), none.
+    """
+    offsets = {"floor_half": lambda level: level // 2, "per_level": lambda level: level, "none": lambda level: 0}
+    return [ladder(kind, low, step, branches, offsets[rule](level)) for level in range(depth + 1)]
+
+
+class RSESF(nn.Module):
+    """Images to the logits of each scale. It has no weight that depends on how many orientations there are.
+
+    Args:
+        classes: K.
+        width: Channels of a slot at level 0.
+        ranges: Of the scales, level by level, as `intervals` makes them.
+        eta: How the branches' losses are weighed, see `branch_weights`.
+        body: Of `ScaleSpaceUNet`.
+    """
+
+    def __init__(self, classes: int, width: int, ranges: list[list[Interval]], *, eta: str, **body: Any) -> None:
+        super().__init__()
+        branches = len(ranges[0])
+        self._eta_mode = eta
+        self.body = ScaleSpaceUNet(width, ranges, norm="shared", is_reduction_normed=True, **body)
+        self.head = nn.Conv2d(width, classes, 1)
+        self.eta = None if eta == "uniform" else nn.Parameter(torch.full((branches,), 1 / branches))
+
+    def forward(self, x: Tensor, orientations: int = 1, selection: str = "max") -> BranchLogits:
+        """(B, 3, H, W) -> logits (S, B, K, H, W).
+
+        In training all orientations run together, as they share their batch statistics; else one after the other, in the
+        memory of one.
+
+        Args:
+            x: Images.
+            orientations: R, evenly over the circle.
+            selection: How orientations are pooled, see `pooled`.
+        """
+        angles = [360 * turn / orientations for turn in range(orientations)]
+        if self.training:
+            turned: Iterable[Tensor] = self.body(x, angles).chunk(orientations)
+        else:
+            turned = (self.body(x, [angle]) for angle in angles)
+        features = pooled(turned, selection)
+        logits = self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        if self.eta is None:
+            return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
+        return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))
+
+
+def pooled(turned: Iterable[Tensor], selection: str) -> Tensor:
+    """One set of features from those of all orientations, which may come one at a time.
+
+    Args:
+        turned: Of each orientation (S, B, C, H, W).
+        selection: max (of each feature), or the whole features of the orientation with the largest sum: over channels
+            (pixel_argmax), pixels (channel_argmax), or both (image_argmax; one for each image and scale).
+    """
+    over = {"pixel_argmax": (2,), "channel_argmax": (3, 4), "image_argmax": (2, 3, 4)}
+    best: Tensor | None = None
+    largest: Tensor | None = None
+    for features in turned:
+        if selection == "max":
+            best = features if best is None else torch.maximum(best, features)
+            continue
+        score = features.sum(dim=over[selection], keepdim=True)
+        if best is None or largest is None:
+            best, largest = features, score
+        else:
+            best = torch.where(score > largest, features, best)
+            largest = torch.maximum(score, largest)
+    assert best is not None
+    return best
