@@ -22,6 +22,7 @@ examples:
   python platform/train.py --family tipsy scale=paper resources.workers=4 engine=deepspeed engine.zero=1
   python platform/train.py --resume tipsy-run-2026-11-22-c3d4
   python platform/train.py --from tipsy-2026-11-22-a1b2 --export best/
+  python platform/train.py --from ads_unet-2026-11-23-b2c3 --predict slides/ --output predictions/
 """
 
 
@@ -41,6 +42,12 @@ def main(arguments: list[str]) -> int:
         help="with --from or --resume: do not train, write the weights as safetensors (no DeepSpeed needed)",
     )
     parser.add_argument(
+        "--predict",
+        metavar="FOLDER",
+        help="with --from or --resume: do not train, predict the files of this folder (families that can: see theirs)",
+    )
+    parser.add_argument("--output", metavar="DIR", help="with --predict: where predictions go (predictions/)")
+    parser.add_argument(
         "--top",
         metavar="N",
         help="with --from: train the N best (3) on fresh seeds, and say whether the winner really wins; "
@@ -52,13 +59,16 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     # Imported late: --help and a mistyped flag need no torch.
+    from pharos.errors import InputError
     from pharos.single import as_dict, closing, new_run, reopen_run, run_from_sweep
     from pharos.trial import Outcome
 
+    if options.output and not options.predict:
+        raise InputError("--output: says where the predictions of --predict FOLDER go")
     if options.top is not None or options.seeds is not None:
         return _finalists(options)
-    if options.export:
-        return _export(options)
+    if options.export or options.predict:
+        return _use(options)
     if options.family:
         single = new_run(options.family, options.settings)
     elif options.sweep:
@@ -80,9 +90,9 @@ def _finalists(options: argparse.Namespace) -> int:
     given = "--top" if options.top is not None else "--seeds"
     if not options.sweep:
         raise InputError(f"{given} goes with --from SWEEP; finalists that were stopped go on with sweep.py --resume")
-    if options.trial is not None or options.export is not None:
-        other = "--trial" if options.trial is not None else "--export"
-        raise InputError(f"{given} trains several trials on several seeds; {other} is for one: give only one of them")
+    other = next((f for f in ("trial", "export", "predict") if getattr(options, f) is not None), None)
+    if other is not None:
+        raise InputError(f"{given} trains several trials on several seeds; --{other} is for one: give only one of them")
     top, seeds = _count("--top", options.top, 3), _count("--seeds", options.seeds, 5)
     sweep = start(options.sweep, top, seeds, options.settings, make_console(options.json))
     summary = finish_sweep(sweep)
@@ -103,22 +113,31 @@ def _count(flag: str, text: str | None, default: int) -> int:
         raise InputError(f"{flag} {text}: must be a whole number, such as {flag} {default}") from None
 
 
-def _export(options: argparse.Namespace) -> int:
+def _use(options: argparse.Namespace) -> int:
+    """Takes a trained model out of its checkpoint, or has it predict."""
+    from pharos import export, predict
     from pharos.errors import InputError
-    from pharos.export import closing, export_weights
     from pharos.single import find_trial, reopen_run
     from pharos.trial import trial_id
 
+    given = "--export" if options.export else "--predict"
     if options.family:
-        raise InputError("--export: says what to do with --from SWEEP or --resume RUN; --family has no weights yet")
+        raise InputError(f"{given}: says what to do with --from SWEEP or --resume RUN; --family has no weights yet")
+    if options.export and options.predict:
+        raise InputError("--export and --predict: give only one of them")
     if options.sweep:
         sweep, plan, record = find_trial(options.sweep, options.trial, options.settings)
         source, params = sweep.sub("trials", trial_id(record.number)), record.params
     else:
         run = reopen_run(options.resume, options.settings)
         source, plan, params = run.folder, run.plan, run.params
-    model = export_weights(source, plan, params, options.export)
-    print(json.dumps(model, indent=2) if options.json else closing(model, options.export))
+    if options.export:
+        result = export.export_weights(source, plan, params, options.export)
+        said = export.closing(result, options.export)
+    else:
+        result = predict.predict_folder(source, plan, params, options.predict, options.output or "predictions")
+        said = predict.closing(result)
+    print(json.dumps(result, indent=2) if options.json else said)
     return 0
 
 

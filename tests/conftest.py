@@ -3,6 +3,7 @@
 import gc
 import importlib.machinery
 import math
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.relative_to(here)
         item.add_marker(pytest.mark.xdist_group("ray" if path.parts[0] == "backends" else str(path)))
+
+
+os.environ["RAY_ADDRESS"] = "local"  # a sweep joins any Ray of the machine, also one of the tests beside it
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,6 +117,14 @@ class ToyRecipe(Recipe):
             with net.evaluating():
                 metrics = {"error": float(nn.functional.mse_loss(net(x), y))}
             epoch.report(metrics | (toy.in_epoch(run, epoch, config) or {}))
+
+    def predict(self, run: Run, config: ToyConfig, folder: Path, output: Path) -> None:
+        module = nn.Sequential(nn.Linear(1, config.width), nn.Tanh(), nn.Dropout(0.0), nn.Linear(config.width, 1))
+        net = run.learner("net", module, OptimConfig())
+        with net.evaluating():
+            for path in sorted(folder.iterdir()):
+                value = net(torch.tensor([[float(path.read_text())]]))
+                (output / path.name).write_text(repr(float(value)))
 
 
 ToyRecipe.__module__ = "trainables.toy.recipe"

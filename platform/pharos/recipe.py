@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from pharos.errors import InputError
 from pharos.run import Run
 
 
@@ -34,6 +36,21 @@ class Recipe(abc.ABC):
         Raises:
             InputError: Something is missing or broken.
         """
+
+    def predict(self, run: Run, config: Any, folder: Path, output: Path) -> None:
+        """Writes what the trained model says of the files in a folder; `train.py --predict` calls it.
+
+        Args:
+            run: Has the trial's checkpoint: `run.learner` gives back trained weights, `run.state` is as it was saved.
+            config: What the trial was trained with.
+            folder: Holds what to predict.
+            output: Takes the predictions; it is there and empty.
+
+        Raises:
+            InputError: The family has no predictions, or the folder has nothing that it can read.
+        """
+        name = type(self).__module__.split(".")[-2]
+        raise InputError(f"--predict: {name} makes no predictions of files; --export has its weights")
 
 
 def build_config(kind: type, values: dict[str, Any]) -> Any:

@@ -28,17 +28,23 @@ LONG = [*TINY, "recipe.epochs=40", "trials=1", "tracking=none", "checkpoint_seco
 
 
 def processes(title: str) -> set[int]:
-    """The processes of this machine that Ray has given a title which begins so."""
-    found = set()
+    """The processes of this Ray that it has given a title which begins so; others may run on this machine."""
+    parents, titles = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            theirs = (folder / "cmdline").read_bytes().decode()
-            alive = "\nState:\tZ" not in (folder / "status").read_text()
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes().decode()
+            state, parent = (folder / "stat").read_text().rpartition(") ")[2].split()[:2]
         except OSError:
             continue
-        if theirs.startswith(title) and alive:
-            found.add(int(folder.name))
-    return found
+        if state != "Z":
+            parents[int(folder.name)] = int(parent)
+
+    def is_ours(pid: int) -> bool:
+        while pid not in (0, os.getpid()):
+            pid = parents.get(pid, 0)
+        return pid != 0
+
+    return {pid for pid in parents if titles[pid].startswith(title) and is_ours(pid)}
 
 
 def workers() -> set[int]:
@@ -186,9 +192,8 @@ def test_workers_that_never_fit_are_refused_at_once(
 
 def test_one_run_of_its_own_trains_on_a_gang(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "platform/train.py"), "--family", "tipsy", "scale=tiny", "--json"]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
     settings = [f"storage.url={tmp_path}", "resources.workers=2", "engine=deepspeed", "engine.zero=3"]
-    done = subprocess.run([*command, *settings], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"outcome": "complete"' in done.stdout
     assert "epoch 6/6" in done.stderr

@@ -20,7 +20,7 @@ from pharos.storage import Storage
 from pharos.study import read_study
 from pharos.trial import Outcome, trial_id
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", "WANDB_MODE": "offline"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 LONG = ["scale=tiny", "recipe.epochs=30", "recipe.student_epochs=3", "checkpoint_seconds=0"]
 
 
