@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.common.histology.branches import BranchLogits, branch_weights
 from trainables.common.histology.filters import Interval, ladder
-from trainables.common.histology.scale_space import BranchLogits, ScaleSpaceUNet, branch_weights
+from trainables.common.histology.scale_space import ScaleSpaceUNet
 
 OFFSET_RULES = ("floor_half", "per_level", "none")
 SELECTIONS = ("image_argmax", "pixel_argmax", "channel_argmax", "max")
@@ -42,38 +43,50 @@ class RSESF(nn.Module):
         width: Channels of a slot at level 0.
         ranges: Of the scales, level by level, as `intervals` makes them.
         eta: How the branches' losses are weighed, see `branch_weights`.
+        orientations_train: R in training, where the largest of each feature goes on.
+        orientations: R in evaluation.
+        selection: How orientations are pooled in evaluation, see `pooled`.
         body: Of `ScaleSpaceUNet`.
     """
 
-    def __init__(self, classes: int, width: int, ranges: list[list[Interval]], *, eta: str, **body: Any) -> None:
+    def __init__(
+        self,
+        classes: int,
+        width: int,
+        ranges: list[list[Interval]],
+        *,
+        eta: str,
+        orientations_train: int = 1,
+        orientations: int = 8,
+        selection: str = "image_argmax",
+        **body: Any,
+    ) -> None:
         super().__init__()
         branches = len(ranges[0])
+        self.orientations_train, self.orientations, self.selection = orientations_train, orientations, selection
         self._eta_mode = eta
-        self.body = ScaleSpaceUNet(width, ranges, norm="shared", is_reduction_normed=True, **body)
+        self.body = ScaleSpaceUNet(width, ranges, is_reduction_normed=True, **body)
         self.head = nn.Conv2d(width, classes, 1)
         self.eta = None if eta == "uniform" else nn.Parameter(torch.full((branches,), 1 / branches))
 
-    def forward(self, x: Tensor, orientations: int = 1, selection: str = "max") -> BranchLogits:
-        """(B, 3, H, W) -> logits (S, B, K, H, W).
-
-        In training all orientations run together, as they share their batch statistics; else one after the other, in the
-        memory of one.
-
-        Args:
-            x: Images.
-            orientations: R, evenly over the circle.
-            selection: How orientations are pooled, see `pooled`.
-        """
-        angles = [360 * turn / orientations for turn in range(orientations)]
+    def forward(self, x: Tensor) -> BranchLogits:
+        """(B, 3, H, W) -> logits (S, B, K, H, W)."""
         if self.training:
-            turned: Iterable[Tensor] = self.body(x, angles).chunk(orientations)
+            # All orientations at once: they share their batch statistics.
+            angles = _angles(self.orientations_train)
+            features = pooled(self.body(x, angles).chunk(len(angles)), "max")
         else:
-            turned = (self.body(x, [angle]) for angle in angles)
-        features = pooled(turned, selection)
+            # One after the other, in the memory of one.
+            turned = (self.body(x, [angle]) for angle in _angles(self.orientations))
+            features = pooled(turned, self.selection)
         logits = self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         if self.eta is None:
             return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
         return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))
+
+
+def _angles(orientations: int) -> list[float]:
+    return [360 * turn / orientations for turn in range(orientations)]
 
 
 def pooled(turned: Iterable[Tensor], selection: str) -> Tensor:

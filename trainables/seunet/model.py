@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.common.histology.branches import BranchLogits, branch_weights
 from trainables.common.histology.filters import Interval, ladder
-from trainables.common.histology.scale_space import BranchLogits, ScaleSpaceUNet, branch_weights
+from trainables.common.histology.scale_space import ScaleSpaceUNet
 
 LADDERS = ("offset", "constant", "geometric")
 
 
-def intervals(kind: str, low: float, step: float, branches: int, depth: int, level_offset: float) -> list[list[Interval]]:
+def intervals(
+    kind: str, low: float, step: float, branches: int, depth: int, level_offset: float
+) -> list[list[Interval]]:
     """The ranges of the branches' scales, level by level.
 
     Args:

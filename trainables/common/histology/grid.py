@@ -1,4 +1,4 @@
-"""How a network does at magnifications and orientations of the tissue at which it was not trained.
+"""How a network that was trained at one magnification and orientation of the tissue does at others.
 
 Source: sections 2.4 and 5 of the reference notes on SEUNet and RSESF.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pharos.run import Run
-from trainables.common.histology.data import HistologyDataConfig, Tissue, at, circle
+from trainables.common.histology.data import ANGLES, SCALES, HistologyDataConfig, Tissue, at, circle, open_tissue
 from trainables.common.histology.metrics import IGNORED, confusion_over, mean_iou, scores
 
 _BATCH = 16  # images at a time
@@ -93,3 +94,45 @@ def grid_scores(by_cell: dict[Cell, float]) -> dict[str, float]:
         **{f"{name}_miou": statistics.mean(group) for name, group in groups.items() if group},
         **{f"s{scale:g}_r{angle:g}": value for (scale, angle), value in by_cell.items()},
     }
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a network is trained on, chosen by and tested with.
+
+    Attributes:
+        tissue: To train on, at one magnification and orientation.
+        validation: At some others.
+        test: At all others.
+    """
+
+    tissue: Tissue
+    validation: Grid
+    test: Grid
+
+    def scores(self, predict: Callable[[Tensor], Tensor], run: Run, *, is_last: bool) -> dict[str, float]:
+        """`val/...`, and at the end of training `test/...`: see `Grid.scores`."""
+        found = {f"val/{name}": value for name, value in self.validation.scores(predict, run).items()}
+        if is_last:
+            found |= {f"test/{name}": value for name, value in self.test.scores(predict, run).items()}
+        return found
+
+
+def open_study(config: HistologyDataConfig, multiple: int, scales: Sequence[float], angles: Sequence[float]) -> Study:
+    """Reads or generates all of it.
+
+    Args:
+        config: Which tissue.
+        multiple: What the sides of images must be a multiple of.
+        scales: Magnifications of the validation; those of the test are all.
+        angles: Its orientations, in degrees.
+
+    Raises:
+        InputError: A file is missing or wrong.
+    """
+    tissue = open_tissue(config)
+    return Study(
+        tissue,
+        Grid(tissue, config, "validation", scales, angles, multiple),
+        Grid(tissue, config, "test", SCALES, ANGLES, multiple),
+    )

@@ -19,6 +19,7 @@ from torch.nn import functional
 from trainables.common.batchnorm import BatchNorm2d
 from trainables.common.histology.filters import GaussianConv, Interval
 
+
 class SharedNorm(BatchNorm2d):
     """Batch normalisation with the same statistics and the same affine map in all slots."""
 
@@ -103,9 +104,7 @@ class ScaleSpaceUNet(nn.Module):
         self.encoder = nn.ModuleList(block(widths[level - 1] if level else 3, level) for level in range(len(widths)))
         upwards = range(self.depth - 1, -1, -1)
         self.reductions = nn.ModuleList(nn.Conv2d(widths[level + 1], widths[level], 1) for level in upwards)
-        self.reduction_norms = nn.ModuleList(
-            make_norm(widths[level]) for level in upwards if is_reduction_normed
-        )
+        self.reduction_norms = nn.ModuleList(make_norm(widths[level]) for level in upwards if is_reduction_normed)
         self.decoder = nn.ModuleList(block(2 * widths[level], level) for level in upwards)
 
     def forward(self, x: Tensor, angles: Sequence[float] = (0.0,)) -> Tensor:

@@ -43,7 +43,11 @@ def _waves(count: int, shortest: float) -> tuple[Tensor, Tensor, Tensor]:
     length = shortest * (1 + 2 * torch.rand(count, 40, dtype=torch.float64))
     angle = 2 * math.pi * torch.rand(count, 40, dtype=torch.float64)
     vectors = 2 * math.pi / length[..., None] * torch.stack([angle.cos(), angle.sin()], -1)
-    return vectors, 2 * math.pi * torch.rand(count, 40, dtype=torch.float64), torch.randn(count, 40, dtype=torch.float64)
+    return (
+        vectors,
+        2 * math.pi * torch.rand(count, 40, dtype=torch.float64),
+        torch.randn(count, 40, dtype=torch.float64),
+    )
 
 
 def _sampled(waves: tuple[Tensor, Tensor, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
