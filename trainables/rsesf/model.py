@@ -19,7 +19,7 @@ OFFSET_RULES = ("floor_half", "per_level", "none")
 SELECTIONS = ("image_argmax", "pixel_argmax", "channel_argmax", "max")
 
 
-def intervals(kind: str, low: float, step: float, branches: int, depth: int, rule: str) -> list[list[Interval]]:
+def intervals(kind: str, low: float, step: float, *, branches: int, depth: int, rule: str) -> list[list[Interval]]:
     """The ranges of the branches' scales, level by level.
 
     Args:
@@ -31,8 +31,9 @@ def intervals(kind: str, low: float, step: float, branches: int, depth: int, rul
         rule: How many steps higher a level begins than level 0: floor_half (half of its number, rounded down),
             per_level (its number), none.
     """
-    offsets = {"floor_half": lambda level: level // 2, "per_level": lambda level: level, "none": lambda level: 0}
-    return [ladder(kind, low, step, branches, offsets[rule](level)) for level in range(depth + 1)]
+    levels = range(depth + 1)
+    first = {"floor_half": [level // 2 for level in levels], "per_level": list(levels), "none": [0 for _ in levels]}
+    return [ladder(kind, low, step, branches, first[rule][level]) for level in levels]
 
 
 class RSESF(nn.Module):
@@ -79,7 +80,8 @@ class RSESF(nn.Module):
             # One after the other, in the memory of one.
             turned = (self.body(x, [angle]) for angle in _angles(self.orientations))
             features = pooled(turned, self.selection)
-        logits = self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        maps = self.head(features.flatten(0, 1))
+        logits = maps.view(*features.shape[:2], *maps.shape[1:])
         if self.eta is None:
             return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
         return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))

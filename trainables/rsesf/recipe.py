@@ -1,7 +1,8 @@
 """RSESF: steerable filters whose orientations and scales share their coefficients; trained upright, turned in use.
 
-Yang, Dasmahapatra, Mahmoodi, "Rotation-Scale Equivariant Steerable Filters", MIDL 2023, arXiv 2304.04600. What the paper
-leaves open follows the authors' public code (ynulonger/RSESF). README.md lists the deviations and what we measured.
+Yang, Dasmahapatra, Mahmoodi, "Rotation-Scale Equivariant Steerable Filters", MIDL 2023, arXiv 2304.04600. What
+the paper leaves open follows the authors' public code (ynulonger/RSESF). README.md lists the deviations and what we
+measured.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def make_network(config: RSESFConfig, classes: int) -> nn.Module:
     if config.network != "rsesf":
         return OneBranch(config.network, classes, config.unet_width, config.depth)
     step = config.sigma_ratio if config.ladder == "geometric" else config.sigma_width
-    ranges = intervals(config.ladder, config.sigma_low, step, config.branches, config.depth, config.offset_rule)
+    ranges = intervals(
+        config.ladder, config.sigma_low, step, branches=config.branches, depth=config.depth, rule=config.offset_rule
+    )
     return RSESF(
         classes,
         config.width,

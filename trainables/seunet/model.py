@@ -18,7 +18,7 @@ LADDERS = ("offset", "constant", "geometric")
 
 
 def intervals(
-    kind: str, low: float, step: float, branches: int, depth: int, level_offset: float
+    kind: str, low: float, step: float, *, branches: int, depth: int, level_offset: float
 ) -> list[list[Interval]]:
     """The ranges of the branches' scales, level by level.
 
@@ -62,7 +62,8 @@ class SEUNet(nn.Module):
     def forward(self, x: Tensor) -> BranchLogits:
         """(B, 3, H, W) -> logits (S, B, K, H, W), or (1, B, K, H, W) of a fused head."""
         features = self.body(x)
-        logits = self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        maps = self.head(features.flatten(0, 1))
+        logits = maps.view(*features.shape[:2], *maps.shape[1:])
         if self.fused is not None:
             fused = self.fused(logits.softmax(dim=2).transpose(0, 1).flatten(1, 2))
             return BranchLogits(fused.unsqueeze(0), fused.new_ones(1))

@@ -1,7 +1,8 @@
 """SEUNet: branches of Gaussian-derivative filters with shared coefficients, each with trainable scales of its own.
 
-Yang, Dasmahapatra, Mahmoodi, "Scale-Equivariant UNet for Histopathology Image Segmentation", arXiv 2304.04595. What the
-paper leaves open follows the authors' public code (ynulonger/RSESF). README.md lists the deviations and what we measured.
+Yang, Dasmahapatra, Mahmoodi, "Scale-Equivariant UNet for Histopathology Image Segmentation", arXiv 2304.04595. What
+the paper leaves open follows the authors' public code (ynulonger/RSESF). README.md lists the deviations and what we
+measured.
 """
 
 from __future__ import annotations
@@ -134,7 +135,14 @@ def make_network(config: SEUNetConfig, classes: int) -> nn.Module:
     if config.network != "seunet":
         return OneBranch(config.network, classes, config.unet_width, config.depth)
     step = config.sigma_ratio if config.ladder == "geometric" else config.sigma_width
-    ranges = intervals(config.ladder, config.sigma_low, step, config.branches, config.depth, config.level_offset)
+    ranges = intervals(
+        config.ladder,
+        config.sigma_low,
+        step,
+        branches=config.branches,
+        depth=config.depth,
+        level_offset=config.level_offset,
+    )
     return SEUNet(
         classes,
         config.branch_width,

@@ -12,6 +12,7 @@ Axes: "x" are rows, "y" are columns; an angle grows clockwise in the displayed a
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -110,7 +111,7 @@ def ladder(kind: str, low: float, step: float, count: int, first: int = 0) -> li
         first: The number of the first that is returned.
     """
     bounds = [low + i * step if kind == "arithmetic" else low * step**i for i in range(first, first + count + 1)]
-    return [Interval(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [Interval(*pair) for pair in itertools.pairwise(bounds)]
 
 
 class GaussianConv(nn.Module):
@@ -223,7 +224,7 @@ class GaussianConv(nn.Module):
         height, width = size
         with torch.autocast(self.coefficients.device.type, enabled=False):
             jets, terms = self.jets(), self.order + 1
-            count, inputs, outputs = self.coefficients.shape
+            _, inputs, outputs = self.coefficients.shape
             # One matrix (K P, P C) mixes what the derivatives along columns gave into what those along rows take.
             grid = self.coefficients.new_zeros(terms * terms, inputs, outputs)
             places = [p * terms + q for p, q in derivative_orders(self.order)]
@@ -258,7 +259,7 @@ def _direct(x: Tensor, filters: Tensor) -> Tensor:
     seen = len(x)  # 1: all branches see the same
     stacked = x.transpose(0, 1).flatten(1, 2)
     y = functional.conv2d(stacked, filters.flatten(0, 1), padding=side // 2, groups=seen)
-    return y.unflatten(1, (branches, outputs)).transpose(0, 1).contiguous()
+    return y.view(len(y), branches, outputs, *y.shape[2:]).transpose(0, 1).contiguous()
 
 
 def _separable(x: Tensor, along_columns: Tensor, mix: Tensor, along_rows: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Grid:
         tissue: Tissue,
         config: HistologyDataConfig,
         split: str,
+        *,
         scales: Sequence[float],
         angles: Sequence[float],
         multiple: int,
@@ -133,6 +134,6 @@ def open_study(config: HistologyDataConfig, multiple: int, scales: Sequence[floa
     tissue = open_tissue(config)
     return Study(
         tissue,
-        Grid(tissue, config, "validation", scales, angles, multiple),
-        Grid(tissue, config, "test", SCALES, ANGLES, multiple),
+        Grid(tissue, config, "validation", scales=scales, angles=angles, multiple=multiple),
+        Grid(tissue, config, "test", scales=SCALES, angles=ANGLES, multiple=multiple),
     )

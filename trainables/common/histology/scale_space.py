@@ -1,7 +1,8 @@
 """A UNet of Gaussian-derivative filters with branches of scale.
 
-Source: section 3.4 of the reference notes on SEUNet (arXiv 2304.04595) and of those on RSESF (arXiv 2304.04600). Both networks are this body; they differ in the intervals of their scales, in batch normalisation,
-and in what comes after the last block.
+Source: section 3.4 of the reference notes on SEUNet (arXiv 2304.04595) and of those on RSESF (arXiv 2304.04600). Both
+networks are this body; they differ in the ranges of their scales, in batch normalisation, and in what comes after the
+last block.
 
 Features are (slots, B, C, H, W): a slot is one copy of the network, of one orientation r and one scale s, at r S + s.
 No layer of the body mixes slots, and all of them have the same weights; only the filters' angles and scales differ.
@@ -43,9 +44,9 @@ class BranchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R S, B, C, H, W) -> the same shape."""
-        by_branch = x.unflatten(0, (-1, self._branches)).transpose(1, 2)  # (R, B, S, C, H, W)
+        by_branch = x.view(-1, self._branches, *x.shape[1:]).transpose(1, 2)  # (R, B, S, C, H, W)
         y: Tensor = self.norm(by_branch.flatten(0, 1).flatten(1, 2))
-        return y.view_as(by_branch).transpose(1, 2).flatten(0, 1)
+        return y.view(by_branch.shape).transpose(1, 2).flatten(0, 1)
 
 
 class _Block(nn.Module):
@@ -123,7 +124,8 @@ class ScaleSpaceUNet(nn.Module):
         features = x.unsqueeze(0)
         for level, block in enumerate(self.encoder):
             if level:
-                features = self._pool(features.flatten(0, 1), 2).unflatten(0, features.shape[:2])
+                pooled = self._pool(features.flatten(0, 1), 2)
+                features = pooled.view(*features.shape[:2], *pooled.shape[1:])
             features = block(features, angles)
             skips.append(features)
         features = skips.pop()
@@ -131,7 +133,7 @@ class ScaleSpaceUNet(nn.Module):
             # The 1x1 convolution commutes with the up-sampling, and has a quarter of the pixels before it.
             reduced = self.reductions[step](features.flatten(0, 1))
             raised = functional.interpolate(reduced, scale_factor=2, mode="bilinear", align_corners=True)
-            up = raised.unflatten(0, features.shape[:2])
+            up = raised.view(*features.shape[:2], *raised.shape[1:])
             if self.reduction_norms:
                 up = functional.relu(self.reduction_norms[step](up), inplace=True)
             features = block(torch.cat([skips.pop(), up], dim=2), angles)

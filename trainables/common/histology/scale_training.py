@@ -1,7 +1,7 @@
 """How a network with branches of scale is trained at one magnification, and tried at others.
 
-Source: section 4 of the reference notes on SEUNet (arXiv 2304.04595) and RSESF (arXiv 2304.04600), whose algorithm is the
-same.
+Source: section 4 of the reference notes on SEUNet (arXiv 2304.04595) and of those on RSESF (arXiv 2304.04600): the same
+algorithm.
 """
 
 from __future__ import annotations
