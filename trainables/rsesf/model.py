@@ -70,15 +70,15 @@ class RSESF(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
         self.eta = None if eta == "uniform" else nn.Parameter(torch.full((branches,), 1 / branches))
 
-    def forward(self, x: Tensor) -> BranchLogits:
-        """(B, 3, H, W) -> logits (S, B, K, H, W)."""
+    def forward(self, x: Tensor, orientations: int = 0) -> BranchLogits:
+        """(B, 3, H, W) -> logits (S, B, K, H, W); with as many orientations as it was made for, or others."""
         if self.training:
             # All orientations at once: they share their batch statistics.
-            angles = _angles(self.orientations_train)
+            angles = _angles(orientations or self.orientations_train)
             features = pooled(self.body(x, angles).chunk(len(angles)), "max")
         else:
             # One after the other, in the memory of one.
-            turned = (self.body(x, [angle]) for angle in _angles(self.orientations))
+            turned = (self.body(x, [angle]) for angle in _angles(orientations or self.orientations))
             features = pooled(turned, self.selection)
         maps = self.head(features.flatten(0, 1))
         logits = maps.view(*features.shape[:2], *maps.shape[1:])

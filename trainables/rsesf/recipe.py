@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -18,7 +19,7 @@ from pharos.recipe import Recipe
 from pharos.run import Run
 from trainables.common.histology.branches import OneBranch
 from trainables.common.histology.scale_settings import ScaleSpaceConfig
-from trainables.common.histology.scale_training import train_branches
+from trainables.common.histology.scale_training import predict_with_branches, train_branches
 from trainables.common.histology.settings import one_cycle
 from trainables.rsesf.data import open_study
 from trainables.rsesf.model import OFFSET_RULES, RSESF, SELECTIONS, intervals
@@ -131,7 +132,12 @@ class RSESFRecipe(Recipe):
 
     def train(self, run: Run, config: RSESFConfig) -> None:
         study = run.cached(("rsesf", repr(config.data), config.depth), lambda: open_study(config.data, 2**config.depth))
-        train_branches(run, config, study, make_network(config, len(study.tissue.classes)))
+        # The same weights upright: what the orientations bring.
+        others = {"upright": lambda network, x: network(x, 1)} if config.network == "rsesf" else {}
+        train_branches(run, config, study, make_network(config, len(study.tissue.classes)), others)
+
+    def predict(self, run: Run, config: RSESFConfig, folder: Path, output: Path) -> None:
+        predict_with_branches(run, config, lambda classes: make_network(config, classes), folder, output)
 
 
 def make_network(config: RSESFConfig, classes: int) -> nn.Module:

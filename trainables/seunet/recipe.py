@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -18,7 +19,7 @@ from pharos.recipe import Recipe
 from pharos.run import Run
 from trainables.common.histology.branches import OneBranch
 from trainables.common.histology.scale_settings import ScaleSpaceConfig
-from trainables.common.histology.scale_training import train_branches
+from trainables.common.histology.scale_training import predict_with_branches, train_branches
 from trainables.common.histology.settings import one_cycle
 from trainables.seunet.data import open_study
 from trainables.seunet.model import LADDERS, SEUNet, intervals
@@ -127,7 +128,10 @@ class SEUNetRecipe(Recipe):
         study = run.cached(
             ("seunet", repr(config.data), config.depth), lambda: open_study(config.data, 2**config.depth)
         )
-        train_branches(run, config, study, make_network(config, len(study.tissue.classes)))
+        train_branches(run, config, study, make_network(config, len(study.tissue.classes)), {})
+
+    def predict(self, run: Run, config: SEUNetConfig, folder: Path, output: Path) -> None:
+        predict_with_branches(run, config, lambda classes: make_network(config, classes), folder, output)
 
 
 def make_network(config: SEUNetConfig, classes: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from typing import Any
@@ -82,7 +83,7 @@ def test_ranges_of_scale_are_the_documented_ladders() -> None:
     geometric = intervals("geometric", 0.5, 1.41, **sizes)  # type: ignore[arg-type]
     assert [r.high / r.low for r in geometric[3]] == pytest.approx([1.41] * 5)
     for ranges in (*offset, *geometric):
-        assert all(a.high == b.low for a, b in zip(ranges[:-1], ranges[1:], strict=True))
+        assert all(a.high == b.low for a, b in itertools.pairwise(ranges))
 
 
 # --- branches (7.5, 7.6, 7.7, 7.9) -------------------------------------------------------------------------
@@ -168,7 +169,9 @@ def test_the_best_pair_of_an_image_with_itself_has_no_error() -> None:
 
 def test_a_magnified_image_is_answered_by_a_higher_branch() -> None:
     """A layer with its norm and ReLU: exact shifts between branches, as the ladder is geometric (7.7, 7.8)."""
-    network = _network(ladder="geometric", sigma_low=0.8, branches=3, norm="shared", lift_truncation=4.0, truncation=4.0)
+    network = _network(
+        ladder="geometric", sigma_low=0.8, branches=3, norm="shared", lift_truncation=4.0, truncation=4.0
+    )
     vectors, phases = 0.25 * torch.randn(3, 10, 2), 6 * torch.rand(3, 10)
 
     def image(half: int, step: float) -> Tensor:

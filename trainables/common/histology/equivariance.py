@@ -23,5 +23,5 @@ def branch_errors(plain: Tensor, magnified: Tensor) -> Tensor:
     flat = magnified.flatten(0, 1)
     back = functional.interpolate(flat, size=plain.shape[-2:], mode="bilinear", align_corners=True)
     back = back.view(len(magnified), *plain.shape[1:])
-    differences = (plain[:, None] - back[None]).flatten(2)
-    return torch.linalg.vector_norm(differences, dim=2) / torch.linalg.vector_norm(plain.flatten(1), dim=1)[:, None]
+    differences: Tensor = torch.linalg.vector_norm((plain[:, None] - back[None]).flatten(2), dim=2)
+    return differences / torch.linalg.vector_norm(plain.flatten(1), dim=1)[:, None]

@@ -9,21 +9,18 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from pharos.run import Run
-from trainables.common.histology.data import ANGLES, SCALES, HistologyDataConfig, Tissue, at, circle, open_tissue
-from trainables.common.histology.metrics import IGNORED, confusion_over, mean_iou, scores
-
-_BATCH = 16  # images at a time
+from trainables.common.histology.data import ANGLES, SCALES, HistologyDataConfig, Tiles, Tissue, at, circle, open_tissue
+from trainables.common.histology.evaluation import Viewer
+from trainables.common.histology.metrics import mean_iou, scores
 
 Cell = tuple[float, float]
 """Magnification relative to training, and orientation in degrees."""
 
 
 class Grid:
-    """A split at magnifications times orientations. Only pixels of the inscribed circle count: those of all turns.
+    """A split at magnifications times orientations. With turns, the inscribed circle counts: what all of them show.
 
     Args:
         tissue: Where the split is from.
@@ -45,39 +42,42 @@ class Grid:
         multiple: int,
     ) -> None:
         self._classes = len(tissue.classes)
-        self.cells: dict[Cell, tuple[Tensor, Tensor]] = {}
-        """Images (N, 3, H, W) uint8 and masks (N, H, W) of each."""
-        for scale in scales:
-            for angle in angles:
-                tiles = at(getattr(tissue, split), config, split, scale=scale, phi=angle, multiple=multiple)
-                masks = tiles.masks
-                if len(angles) > 1 and masks.shape[1] == masks.shape[2]:
-                    masks = torch.where(circle(masks.shape[-1]), masks, IGNORED)
-                self.cells[scale, angle] = tiles.images, masks
+        self._is_turned = len(angles) > 1
+        self.cells: dict[Cell, Tiles] = {
+            (scale, angle): at(getattr(tissue, split), config, split, scale=scale, phi=angle, multiple=multiple)
+            for scale in scales
+            for angle in angles
+        }
 
-    def scores(self, predict: Callable[[Tensor], Tensor], run: Run) -> dict[str, float]:
+    def scores(self, predict: Callable[[Tensor], Tensor], viewer: Viewer, ways: Sequence[str]) -> dict[str, float]:
         """mIoU by cell and over the grid; workers share the images.
 
         Args:
-            predict: Classes (B, H, W) of images (B, 3, H, W) uint8.
-            run: The trial's.
+            predict: Classes (V, B, H, W), in V ways, of what a network is given (B, 3, H, W).
+            viewer: Shows it the images.
+            ways: Their names. The first is reported as it is, of the others the means over cells, as `<way>/...`.
 
         Returns:
             Of training's own magnification and orientation `miou` and other scores; over all cells `grid_miou`,
             `grid_min`, `grid_std`; over the cells of another magnification `scales_miou`, of another orientation
             `rotations_miou`, of both `both_miou`, if there are such; and `s<scale>_r<angle>` of each cell.
         """
-        mine = slice(run.rank, None, run.world_size)
-        counts: dict[str, float] = {}
-        for (scale, angle), (images, masks) in self.cells.items():
-            matrix = confusion_over(predict, images[mine], masks[mine], self._classes, _BATCH)
-            counts |= {f"{scale}/{angle}/{place}": float(count) for place, count in enumerate(matrix.flatten())}
-        counts = run.mean(counts)
-        found = {}
-        for scale, angle in self.cells:
-            flat = [counts[f"{scale}/{angle}/{place}"] for place in range(self._classes**2)]
-            found[scale, angle] = torch.tensor(flat, dtype=torch.float64).view(self._classes, -1)
-        return scores(found[1.0, 0.0]) | grid_scores({cell: mean_iou(matrix) for cell, matrix in found.items()})
+        matrices = {}
+        for cell, tiles in self.cells.items():
+            within = circle(tiles.masks.shape[-1]) if self._is_turned and _is_square(tiles.masks) else None
+            matrices[cell] = viewer.confusions(predict, tiles, self._classes, within)
+        found: dict[str, float] = {}
+        for number, way in enumerate(ways):
+            of_grid = grid_scores({cell: mean_iou(matrix[number]) for cell, matrix in matrices.items()})
+            if number == 0:
+                found |= scores(matrices[1.0, 0.0][number]) | of_grid
+            else:
+                found |= {f"{way}/{name}": value for name, value in of_grid.items() if name.endswith("_miou")}
+        return found
+
+
+def _is_square(masks: Tensor) -> bool:
+    return masks.shape[-1] == masks.shape[-2]
 
 
 def grid_scores(by_cell: dict[Cell, float]) -> dict[str, float]:
@@ -110,13 +110,6 @@ class Study:
     tissue: Tissue
     validation: Grid
     test: Grid
-
-    def scores(self, predict: Callable[[Tensor], Tensor], run: Run, *, is_last: bool) -> dict[str, float]:
-        """`val/...`, and at the end of training `test/...`: see `Grid.scores`."""
-        found = {f"val/{name}": value for name, value in self.validation.scores(predict, run).items()}
-        if is_last:
-            found |= {f"test/{name}": value for name, value in self.test.scores(predict, run).items()}
-        return found
 
 
 def open_study(config: HistologyDataConfig, multiple: int, scales: Sequence[float], angles: Sequence[float]) -> Study:

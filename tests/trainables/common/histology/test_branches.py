@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from pharos.run import Run
 from trainables.common.histology.branches import ETA_MODES, FUSIONS, BranchLogits, OneBranch, branch_weights, fuse
-from trainables.common.histology.data import HistologyDataConfig, open_tissue
+from trainables.common.histology.data import HistologyDataConfig, Tissue, circle, open_tissue
 from trainables.common.histology.equivariance import branch_errors
+from trainables.common.histology.evaluation import Viewer
 from trainables.common.histology.grid import Grid, grid_scores
 from trainables.common.histology.metrics import IGNORED, confusion, mean_iou
 
@@ -108,42 +109,58 @@ def test_a_baseline_is_one_branch() -> None:
 # --- the grid ----------------------------------------------------------------------------------------------
 
 
-def test_a_grid_has_each_cell_s_own_pictures_and_counts_the_circle() -> None:
+def _grid(**settings: object) -> tuple[Tissue, Grid]:
     tissue = open_tissue(SMALL)
-    grid = Grid(tissue, SMALL, "validation", scales=(1.0, 2.0), angles=(0.0, 90.0), multiple=4)
+    values = {"scales": (1.0, 2.0), "angles": (0.0, 90.0), "multiple": 4, **settings}
+    return tissue, Grid(tissue, SMALL, "validation", **values)  # type: ignore[arg-type]
+
+
+def test_a_grid_has_each_cell_s_own_pictures() -> None:
+    _, grid = _grid()
     assert list(grid.cells) == [(1.0, 0.0), (1.0, 90.0), (2.0, 0.0), (2.0, 90.0)]
-    upright, turned = grid.cells[1.0, 0.0], grid.cells[1.0, 90.0]
-    assert torch.equal(upright[1].rot90(1, (1, 2)), turned[1])
-    counted = (upright[1] != IGNORED).float().mean()
-    assert float(counted) == pytest.approx(torch.pi / 4, abs=0.03)
-    assert not torch.equal(upright[0], grid.cells[2.0, 0.0][0])
-    upright_only = Grid(tissue, SMALL, "validation", scales=(1.0,), angles=(0.0,), multiple=4)
-    assert (upright_only.cells[1.0, 0.0][1] != IGNORED).all()
+    assert torch.equal(grid.cells[1.0, 0.0].masks.rot90(1, (1, 2)), grid.cells[1.0, 90.0].masks)
+    assert not torch.equal(grid.cells[1.0, 0.0].images, grid.cells[2.0, 0.0].images)
 
 
-def test_the_scores_of_a_grid_are_those_of_its_cells() -> None:
-    tissue = open_tissue(SMALL)
-    grid = Grid(tissue, SMALL, "validation", scales=(1.0, 2.0), angles=(0.0, 45.0), multiple=4)
+@pytest.mark.parametrize("angles", [(0.0,), (0.0, 45.0)])
+def test_the_scores_of_a_grid_are_those_of_its_cells_in_the_circle(angles: tuple[float, ...]) -> None:
+    tissue, grid = _grid(angles=angles)
 
-    def predict(images: Tensor) -> Tensor:
-        return (images[:, 0] < 128).long()
+    def dark(x: Tensor, limit: float) -> Tensor:
+        return (x[:, 0] < limit).long()
 
-    found = grid.scores(predict, Run(seed=0))
-    cells = {cell: mean_iou(confusion(predict(i), m, 2)) for cell, (i, m) in grid.cells.items()}
-    assert {name: found[name] for name in grid_scores(cells)} == pytest.approx(grid_scores(cells))
-    assert found["miou"] == pytest.approx(cells[1.0, 0.0])
-    assert found["s2_r45"] == pytest.approx(cells[2.0, 45.0])
-    perfect = grid_scores(dict.fromkeys(cells, 0.5))
-    assert perfect["grid_std"] == 0
-    assert perfect["grid_min"] == perfect["both_miou"] == perfect["rotations_miou"] == perfect["scales_miou"] == 0.5
+    viewer = Viewer(Run(seed=0), tissue.mean, tissue.std, 2)
+    found = grid.scores(lambda x: torch.stack([dark(x, -0.2), dark(x, 0.1)]), viewer, ["dark", "less"])
+    counted = circle(16) if len(angles) > 1 else torch.ones(16, 16, dtype=torch.bool)
+    assert float(circle(16).float().mean()) == pytest.approx(torch.pi / 4, abs=0.03)
+
+    def by_hand(limit: float) -> dict[str, float]:
+        masks = {cell: torch.where(counted, tiles.masks, IGNORED) for cell, tiles in grid.cells.items()}
+        said = {cell: dark(viewer.seen(tiles.images), limit) for cell, tiles in grid.cells.items()}
+        return grid_scores({cell: mean_iou(confusion(said[cell], masks[cell], 2)) for cell in masks})
+
+    first, second = by_hand(-0.2), by_hand(0.1)
+    assert {name: found[name] for name in first} == pytest.approx(first)
+    assert found["miou"] == pytest.approx(first["s1_r0"])
+    assert found["less/grid_miou"] == pytest.approx(second["grid_miou"])
+    assert ("both_miou" in found) == (len(angles) > 1)
+
+
+def test_means_over_the_grid() -> None:
+    cells = {(1.0, 0.0): 0.9, (1.0, 45.0): 0.8, (2.0, 0.0): 0.6, (2.0, 45.0): 0.5}
+    found = grid_scores(cells)
+    expected = {"grid_miou": 0.7, "grid_min": 0.5, "scales_miou": 0.6, "rotations_miou": 0.8, "both_miou": 0.5}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["grid_std"] == pytest.approx(0.025**0.5)
+    assert found["s2_r45"] == 0.5
 
 
 def test_real_images_are_resampled_by_one_as_they_are() -> None:
     config = dataclasses.replace(SMALL, source="folder", root="unused")
     tissue = open_tissue(SMALL)
     grid = Grid(tissue, config, "validation", scales=(1.0,), angles=(0.0,), multiple=4)
-    assert torch.equal(grid.cells[1.0, 0.0][0], tissue.validation.images)
-    assert torch.equal(grid.cells[1.0, 0.0][1], tissue.validation.masks)
+    assert torch.equal(grid.cells[1.0, 0.0].images, tissue.validation.images)
+    assert torch.equal(grid.cells[1.0, 0.0].masks, tissue.validation.masks)
 
 
 def test_errors_of_equivariance_find_the_shift() -> None:
