@@ -25,8 +25,13 @@ sweep: $(INSTALLED) ## search FAMILY (tipsy) on the embedded default; ARGS pass 
 dashboard: $(INSTALLED) ## Optuna's dashboard on SWEEP, at http://127.0.0.1:8080 (another port: ARGS='--port 8081')
 	$(VENV)/bin/python platform/dashboard.py $(SWEEP) $(ARGS)
 
-test: $(INSTALLED) ## run the tests
+test: $(INSTALLED) ## run the tests; some of them: make test ARGS='tests/pharos -k space'
+ifeq ($(ARGS),)
+	$(VENV)/bin/python -m pytest -m 'not alone' --numprocesses 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest -m alone
+else
 	$(VENV)/bin/python -m pytest $(ARGS)
+endif
 
 lint: $(INSTALLED) ## check style and types
 	$(VENV)/bin/ruff check .

@@ -26,9 +26,10 @@ from typing import Any
 from pharos.config import make_plan
 from pharos.families import ROOT
 from pharos.folders import read_plan, write_plan
+from pharos.records import Usage
 from pharos.report.write import figures_of
 from pharos.storage import Storage
-from pharos.study import Study, Usage
+from pharos.study import Study
 from pharos.trial import Ending, Outcome
 
 TRIALS = 1000

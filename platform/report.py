@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pharos.command import run_command
 
 if TYPE_CHECKING:
-    from pharos.config import Plan
+    from pharos.plan import Plan
     from pharos.storage import Storage
 
 _EPILOG = """\

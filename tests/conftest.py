@@ -34,13 +34,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("pharos")
 
 
+_ALONE = ("backends/", "commands/test_real", "commands/test_bucket", "pharos/tracking/test_online.py")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`make test`), a file's tests stay together, and all that use Ray in their own process."""
+    """What `make test` runs side by side: a file's tests, or a family's, stay together.
+
+    Those that start processes of their own and look at clocks run alone, one by one.
+    """
     here = Path(__file__).parent
     for item in items:
-        path = item.path.relative_to(here)
-        item.add_marker(pytest.mark.xdist_group("ray" if path.parts[0] == "backends" else str(path)))
+        path = item.path.relative_to(here).as_posix()
+        if path.startswith(_ALONE):
+            item.add_marker("alone")
+        values = getattr(item, "callspec", None)
+        family = values.params.get("family", "") if values else ""
+        item.add_marker(pytest.mark.xdist_group(f"{path}:{family}"))
 
 
 os.environ["RAY_ADDRESS"] = "local"  # a sweep joins any Ray of the machine, also one of the tests beside it

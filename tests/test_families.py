@@ -18,9 +18,10 @@ import torch
 from pair import Pair
 
 from pharos.checkpoint import Checkpoints
-from pharos.config import Plan, flatten, make_plan
+from pharos.config import make_plan
 from pharos.execute import execute
 from pharos.families import ROOT, families, load_recipe
+from pharos.plan import Plan, flatten
 from pharos.recipe import build_config
 from pharos.run import Run
 from pharos.storage import Storage

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pharos.study import TrialRecord
+from pharos.records import TrialRecord
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from optuna.storages import BaseStorage
 from pharos.errors import InputError, PharosError
 from pharos.journal import JOURNAL, open_journal
 from pharos.mirror import fetch_news
+from pharos.rdb import open_rdb
 from pharos.storage import Storage
-from pharos.study import open_rdb
 
 _HOST = "127.0.0.1"
 # Seconds between two looks for what is new.

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pharos.config import SEED, Plan, reopen_plan
+from pharos.config import reopen_plan
 from pharos.errors import InputError
 from pharos.folders import SWEEP_FILE, find_in, read_document
+from pharos.plan import SEED, Plan
+from pharos.records import TrialRecord
 from pharos.storage import Storage
-from pharos.study import Evidence, TrialRecord, read_study
+from pharos.study import Evidence, read_study
 from pharos.trial import Outcome, trial_id
 
 _TELLING = (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)

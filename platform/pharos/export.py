@@ -9,8 +9,8 @@ from typing import Any
 from safetensors.torch import save
 
 from pharos.checkpoint import Checkpoints
-from pharos.config import Plan
 from pharos.errors import InputError
+from pharos.plan import Plan
 from pharos.space import Params
 from pharos.storage import Storage
 

@@ -14,14 +14,17 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from pharos.config import RUN_OVERRIDES, SEED, Plan, reopen_plan
+from pharos.config import RUN_OVERRIDES, reopen_plan
 from pharos.errors import InputError
 from pharos.folders import SWEEP_FILE, find_folder, read_document, without_url
+from pharos.listener import Listener
+from pharos.plan import SEED, Plan
+from pharos.records import TrialRecord, ranked
 from pharos.schedulers.choice import SchedulerConfig
 from pharos.search.samplers import SamplerConfig
 from pharos.space import Dimension, Params, Space
-from pharos.study import TrialRecord, ranked, read_study
-from pharos.sweep import Listener, Sweep, create
+from pharos.study import read_study
+from pharos.sweep import Sweep, create
 from pharos.trial import trial_id
 
 OVERRIDES = ("backend", "notify.", *RUN_OVERRIDES)

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from pharos.config import Plan, reopen_plan, storage_of
+from pharos.config import reopen_plan, storage_of
 from pharos.errors import InputError
+from pharos.plan import Plan
 from pharos.storage import Storage, StorageConfig
 from pharos.summary import versions
 

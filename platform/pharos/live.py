@@ -22,7 +22,7 @@ from pharos.console import Console, number, plain, progress
 from pharos.trial import Outcome, Report, trial_id
 
 if TYPE_CHECKING:
-    from pharos.study import TrialRecord
+    from pharos.records import TrialRecord
     from pharos.sweep import Sweep
 
 # More than so many would push all else out of a large terminal.

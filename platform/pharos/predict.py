@@ -9,9 +9,9 @@ import torch
 
 from pharos.cache import configure
 from pharos.checkpoint import Checkpoints
-from pharos.config import Plan
 from pharos.errors import InputError
 from pharos.families import load_recipe
+from pharos.plan import Plan
 from pharos.recipe import build_config
 from pharos.run import Run
 from pharos.space import Params

@@ -15,15 +15,17 @@ import yaml
 from pharos.backends import check_ray
 from pharos.checkpoint import Checkpoints
 from pharos.command import on_stop_signal
-from pharos.config import RUN_OVERRIDES, Plan, make_plan, reopen_plan
+from pharos.config import RUN_OVERRIDES, make_plan, reopen_plan
 from pharos.console import clock
 from pharos.errors import InputError
 from pharos.execute import execute
 from pharos.folders import find_folder, read_plan, without_url
+from pharos.plan import Plan
+from pharos.records import TrialRecord, best_record
 from pharos.run import Run
 from pharos.space import Params
 from pharos.storage import Storage
-from pharos.study import TrialRecord, best_record, read_study
+from pharos.study import read_study
 from pharos.summary import versions
 from pharos.tracking.tracker import wait_for_trackers
 from pharos.trial import Ending, Outcome, Report, trial_id

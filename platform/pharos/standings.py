@@ -41,9 +41,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from pharos.config import SEED, Plan
+from pharos.plan import SEED, Plan
+from pharos.records import TrialRecord
 from pharos.search.objective import Objectives
-from pharos.study import TrialRecord
 from pharos.trial import trial_id
 
 LEVEL = 0.95

@@ -24,26 +24,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from pharos.errors import InputError, PharosError
 from pharos.journal import JOURNAL, mend, open_journal
 from pharos.mirror import fetch_journal
+from pharos.rdb import open_rdb
+from pharos.records import AT, CONSTRAINT, Span, TrialRecord, Usage, is_own, record_of
 from pharos.retry import redact
-from pharos.search.fronts import Losses, pareto_front, ranking
 from pharos.search.objective import Constraint, Objectives
 from pharos.space import Params, Space
 from pharos.storage import Storage
@@ -61,10 +59,7 @@ _STATES = {
     Outcome.CANCELLED: TrialState.FAIL,
 }
 _IN_JOURNAL = "sweep"
-_CONSTRAINT = "constraints:"  # Optuna's own way to keep them
-_AT = "at:"  # several objectives at a fidelity
 _PERFECT = 1.0  # how far a trial that had no result at all is from being feasible
-_PASSWORD = "PHAROS_STUDY_PASSWORD"
 _INFEASIBLE = (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
 
 
@@ -83,57 +78,6 @@ def _in_one_line(method: Callable[P, T]) -> Callable[P, T]:
 
 
 @dataclass(frozen=True)
-class Span:
-    """The time that a process trained a trial for, in one attempt."""
-
-    process: int
-    started_at: float
-    """Wall-clock time, as of all else here."""
-    ended_at: float
-    is_lost: bool = False
-    """Whether the process was lost; what it had saved by then was kept."""
-
-
-@dataclass
-class TrialRecord:
-    """A trial as the study knows it."""
-
-    number: int
-    params: Params
-    outcome: Outcome
-    curve: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    """The objectives by fidelity, as reported."""
-    values: tuple[float, ...] | None = None
-    """The objectives of a complete trial."""
-    violations: dict[str, float] = field(default_factory=dict)
-    """By how much it breaks each constraint; 0 or less: it keeps it."""
-    fidelity: int = 0
-    reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The last metrics reported."""
-    attempts: int = 0
-    """Times it was started and lost its process."""
-    seconds: float = 0.0
-    lost_seconds: float = 0.0
-    origin: Origin | None = None
-    """Where it started from, if not from nothing."""
-    spans: list[Span] = field(default_factory=list)
-    """The attempts that have ended; one whose driver died with it is not among them."""
-    attempt: Span | None = field(default=None, compare=False)
-    """The present one, up to its last report; its own driver alone knows it."""
-
-    @property
-    def last_values(self) -> tuple[float, ...] | None:
-        """The result of a complete trial, else the last values reported."""
-        return self.values if self.values is not None else self.curve.get(max(self.curve, default=0))
-
-    @property
-    def is_feasible(self) -> bool:
-        """Whether it keeps all constraints, as far as is known."""
-        return all(violation <= 0 for violation in self.violations.values())
-
-
-@dataclass(frozen=True)
 class Evidence:
     """What is known of a trial elsewhere that would be one of this sweep's search space.
 
@@ -146,16 +90,6 @@ class Evidence:
     source: str
     params: Params
     record: TrialRecord
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Time that a sweep has had, over all its drivers."""
-
-    seconds: float = 0.0
-    """Of wall-clock."""
-    slot_seconds: float = 0.0
-    """Times the trials that could run at once."""
 
 
 class Study:
@@ -301,8 +235,8 @@ class Study:
             params=evidence.params,
             distributions={d.name: d.distribution for d in space.dimensions if d.name in evidence.params},
             user_attrs={"evidence": evidence.source}
-            | ({} if is_single else {f"{_AT}{step}": list(values) for step, values in record.curve.items()}),
-            system_attrs={f"{_CONSTRAINT}{name}": value for name, value in record.violations.items()},
+            | ({} if is_single else {f"{AT}{step}": list(values) for step, values in record.curve.items()}),
+            system_attrs={f"{CONSTRAINT}{name}": value for name, value in record.violations.items()},
             intermediate_values={step: values[0] for step, values in record.curve.items()} if is_single else {},
         )
 
@@ -316,7 +250,7 @@ class Study:
         waiting = {
             trial._trial_id: trial.system_attrs.get("fixed_params")
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            if not _is_own(trial)
+            if not is_own(trial)
         }
         waiting = {identity: params for identity, params in waiting.items() if params in missing}
         if list(waiting.values()) == missing:
@@ -383,7 +317,7 @@ class Study:
             if len(values) == 1:
                 self._storage.set_trial_intermediate_value(self._trials[number], fidelity, values[0])
             else:  # of which Optuna takes none
-                self._set(number, **{f"{_AT}{fidelity}": list(values)})
+                self._set(number, **{f"{AT}{fidelity}": list(values)})
             record.curve[fidelity] = values
         record.fidelity = fidelity
 
@@ -429,6 +363,10 @@ class Study:
         if ending.started_at:
             record.spans.append(Span(ending.process, ending.started_at, ending.ended_at))
         record.attempt = None
+        if ending.outcome == Outcome.COMPLETE:
+            record.values = self.objectives.values(ending.metrics)
+        # What a driver that died here had told of it no longer holds, and Optuna takes nothing back.
+        record.violations = dict.fromkeys(record.violations, 0.0) | self._violations(ending)
         with self._together():
             self._become(
                 number,
@@ -442,23 +380,25 @@ class Study:
                 started_at=ending.started_at,
                 ended_at=ending.ended_at,
             )
-            values = None
-            if ending.outcome == Outcome.COMPLETE:
-                record.values = self.objectives.values(ending.metrics)
-                values = record.values
-            elif ending.outcome == Outcome.PRUNED and len(self.objectives) == 1:
-                values = record.curve[ending.fidelity]
-            # What a driver that died here had told of it no longer holds, and Optuna takes nothing back.
-            record.violations = dict.fromkeys(record.violations, 0.0)
-            if ending.outcome in _INFEASIBLE:
-                record.violations[str(ending.outcome)] = _PERFECT
-            elif ending.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
-                found = {each.metric: each.violation(ending.metrics) for each in self._constraints}
-                record.violations |= {metric: violation for metric, violation in found.items() if violation is not None}
             for name, violation in record.violations.items():
-                self._storage.set_trial_system_attr(self._trials[number], f"{_CONSTRAINT}{name}", violation)
-            self._storage.set_trial_state_values(self._trials[number], _STATES[ending.outcome], values)
+                self._storage.set_trial_system_attr(self._trials[number], f"{CONSTRAINT}{name}", violation)
+            self._storage.set_trial_state_values(self._trials[number], _STATES[ending.outcome], self._told(record))
         return record
+
+    def _violations(self, ending: Ending) -> dict[str, float]:
+        """By how much a trial that ended so breaks each constraint, as far as it can be said."""
+        if ending.outcome in _INFEASIBLE:
+            return {str(ending.outcome): _PERFECT}
+        if ending.outcome not in (Outcome.COMPLETE, Outcome.PRUNED):
+            return {}
+        found = {each.metric: each.violation(ending.metrics) for each in self._constraints}
+        return {metric: violation for metric, violation in found.items() if violation is not None}
+
+    def _told(self, record: TrialRecord) -> tuple[float, ...] | None:
+        """What a sampler of Optuna's learns as a trial's value: of a pruned one, that at its own fidelity."""
+        if record.outcome == Outcome.PRUNED and len(self.objectives) == 1:
+            return record.curve[record.fidelity]
+        return record.values
 
     def _close_attempt(self, number: int) -> None:
         """Keeps when an attempt was that is not the trial's last."""
@@ -491,12 +431,12 @@ class Study:
 
     def _take_up(self, trial: FrozenTrial) -> None:
         """Hears of a trial that is in the study already; what the driver before left over is put in order."""
-        if not _is_own(trial):
+        if not is_own(trial):
             # One that was asked for and never handed out counts for nothing, not even for a sampler.
             if trial.state == TrialState.RUNNING:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             return
-        record = _record(trial)
+        record = record_of(trial)
         self._trials[record.number] = trial._trial_id
         self.records[record.number] = record
         self._now[record.outcome][record.number] = None
@@ -509,51 +449,6 @@ class Study:
     def _unlock(self) -> None:
         if self._folder is not None and self._lock is not None:
             self._folder.unlock(self._lock)
-
-
-def curve_of(trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
-    """The objectives by fidelity that a trial of Optuna's has reported."""
-    if trial.intermediate_values:
-        return {step: (value,) for step, value in trial.intermediate_values.items()}
-    return {
-        int(name.removeprefix(_AT)): tuple(values) for name, values in trial.user_attrs.items() if name.startswith(_AT)
-    }
-
-
-def best_record(records: Mapping[int, TrialRecord], objectives: Objectives) -> TrialRecord | None:
-    """The complete trial with the best value (of the first objective); one that was stopped early is never the best."""
-    return min(_complete(records), key=lambda r: objectives.losses(r.values or ()), default=None)
-
-
-def front(records: Mapping[int, TrialRecord], objectives: Objectives) -> list[TrialRecord]:
-    """The complete trials that no other beats in all objectives, the best in the first objective first."""
-    complete = _complete(records)
-    losses = [objectives.losses(record.values or ()) for record in complete]
-    return [complete[index] for index in sorted(pareto_front(losses), key=lambda index: losses[index])]
-
-
-def ranked(records: Mapping[int, TrialRecord], objectives: Objectives) -> list[TrialRecord]:
-    """The complete trials from the best to the worst."""
-    complete = _complete(records)
-    return [complete[index] for index in ranking([objectives.losses(record.values or ()) for record in complete])]
-
-
-def losses_of(record: TrialRecord, objectives: Objectives) -> dict[int, Losses]:
-    """A trial's curve, lower is better."""
-    return {fidelity: objectives.losses(values) for fidelity, values in record.curve.items()}
-
-
-def _complete(records: Mapping[int, TrialRecord]) -> list[TrialRecord]:
-    """Complete trials that keep the constraints."""
-    return [r for r in records.values() if r.outcome == Outcome.COMPLETE and r.values is not None and r.is_feasible]
-
-
-def count_outcomes(records: Mapping[int, TrialRecord]) -> dict[Outcome, int]:
-    """How many trials have each outcome."""
-    counts = dict.fromkeys(Outcome, 0)
-    for record in records.values():
-        counts[record.outcome] += 1
-    return counts
 
 
 def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, TrialRecord], Usage, dict[str, Any]]:
@@ -587,47 +482,8 @@ def read_study(home: Storage, name: str, rdb: str | None) -> tuple[dict[int, Tri
         names = set(optuna.get_all_study_names(storage))
         while (later := _study_name(base, len(studies))) in names:
             studies.append(optuna.load_study(study_name=later, storage=storage))
-        records = {record.number: record for record in map(_record, filter(_is_own, _trials(studies)))}
+        records = {record.number: record for record in map(record_of, filter(is_own, _trials(studies)))}
         return records, Usage(**studies[0].user_attrs.get("usage", {})), _notes(studies)
-
-
-def check_rdb(url: str) -> None:
-    """Complains of a database URL that holds a password, without showing it.
-
-    Raises:
-        InputError: It does, or is no URL.
-    """
-    try:
-        parts = make_url(url)
-    except ArgumentError:
-        raise InputError("study.storage: not a database URL; such as postgresql://user@host/database") from None
-    if parts.password is not None or any(re.search("pass|secret|token", key, re.IGNORECASE) for key in parts.query):
-        raise InputError(
-            f"study.storage={parts.set(query={}).render_as_string()}: a password in it; "
-            f"it comes from the environment: PGPASSWORD, ~/.pgpass or {_PASSWORD}"
-        )
-
-
-def open_rdb(url: str) -> RDBStorage:
-    """A lab's database, with the password that the environment has for it.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
-    check_rdb(url)
-    arguments: dict[str, Any] = {"pool_pre_ping": True}
-    if _PASSWORD in os.environ and not url.startswith("sqlite"):
-        arguments["connect_args"] = {"password": os.environ[_PASSWORD]}
-    try:
-        return RDBStorage(url, engine_kwargs=arguments)
-    except ImportError as error:
-        what = str(error).splitlines()[0]
-        raise InputError(
-            f"study.storage={url}: {what} For PostgreSQL: pip install -c constraints.txt 'pharos-sweeps[postgresql]'"
-        ) from None
-    except SQLAlchemyError as error:
-        why = redact(" ".join(str(error.__cause__ or error).split()))
-        raise InputError(f"study.storage={url}: cannot be opened: {why}") from None
 
 
 def _notes(studies: Sequence[optuna.Study]) -> dict[str, Any]:
@@ -645,47 +501,6 @@ def _trials(studies: Sequence[optuna.Study]) -> list[FrozenTrial]:
     """All of Optuna's trials, the sweep's own in the order of their numbers."""
     trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
     return sorted(trials, key=lambda trial: trial.user_attrs.get("number", trial.number))
-
-
-def _is_own(trial: FrozenTrial) -> bool:
-    """Whether a trial of Optuna's is one of the sweep's: no evidence, and not still to be handed out."""
-    return "outcome" in trial.user_attrs
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes, system = trial.user_attrs, trial.system_attrs
-    origin = attributes.get("origin")
-    curve = curve_of(trial)
-    outcome = Outcome(attributes["outcome"])
-    reached = max(curve, default=0)
-    return TrialRecord(
-        number=attributes.get("number", trial.number),
-        params=dict(trial.params),
-        outcome=outcome,
-        curve=curve,
-        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
-        violations={
-            name.removeprefix(_CONSTRAINT): value for name, value in system.items() if name.startswith(_CONSTRAINT)
-        },
-        # One that goes on may have been told an ending, by a driver that died before it was final.
-        fidelity=attributes.get("fidelity", reached) if outcome.is_final else reached,
-        reason=attributes.get("reason", ""),
-        metrics=attributes.get("metrics", {}),
-        attempts=attributes.get("attempts", 0),
-        seconds=attributes.get("seconds", 0.0),
-        lost_seconds=attributes.get("lost_seconds", 0.0),
-        origin=Origin(**origin) if origin else None,
-        spans=_spans(attributes, outcome),
-    )
-
-
-def _spans(attributes: Mapping[str, Any], outcome: Outcome) -> list[Span]:
-    """The attempts at a trial, the last of which is kept apart."""
-    earlier = [Span(*span) for span in attributes.get("spans", [])]
-    # A driver that died while it told the ending may have told when it began, and not yet when it ended.
-    if not outcome.is_final or not (attributes.get("started_at") and "ended_at" in attributes):
-        return earlier
-    return [*earlier, Span(attributes["process"], attributes["started_at"], attributes["ended_at"])]
 
 
 @contextlib.contextmanager

@@ -26,13 +26,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pharos.checkpoint import Checkpoints
-from pharos.config import Plan
 from pharos.families import ROOT
+from pharos.plan import Plan
+from pharos.records import TrialRecord, Usage, best_record, count_outcomes, front, ranked
 from pharos.search.fronts import hypervolume
 from pharos.search.objective import Objectives
 from pharos.standings import standings
 from pharos.storage import Storage
-from pharos.study import TrialRecord, Usage, best_record, count_outcomes, front, ranked, read_study
+from pharos.study import read_study
 from pharos.trial import Outcome, trial_id
 
 PACKAGES = ("torch", "numpy", "optuna", "hydra-core", "ray", "wandb", "fsspec", "safetensors")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharos.checkpoint import Checkpoints, is_hold, is_manifest
-from pharos.config import Plan
 from pharos.mirror import ours
+from pharos.plan import Plan
+from pharos.records import TrialRecord, ranked
 from pharos.retention import Keep, surplus
 from pharos.search.objective import Objectives
 from pharos.storage import Storage
-from pharos.study import TrialRecord, ranked, read_study
+from pharos.study import read_study
 from pharos.trial import Outcome, trial_id
 
 _UNFINISHED = "never finished"

@@ -19,18 +19,21 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
 from pharos.background import Outbox
-from pharos.config import LIMITS, Plan, make_plan, reopen_plan
+from pharos.config import LIMITS, make_plan, reopen_plan
 from pharos.errors import InputError, PharosError, StorageError
 from pharos.evidence import Memory, in_words
 from pharos.folders import SWEEP_FILE, find_folder, read_document, without_url, write_plan
 from pharos.journal import JOURNAL
+from pharos.listener import Listener, Listeners
 from pharos.mirror import StudyMirror
 from pharos.notify import open_notifiers
+from pharos.plan import Plan
+from pharos.records import TrialRecord, Usage
 from pharos.retention import Keep
 from pharos.schedulers.base import Action
 from pharos.schedulers.choice import make_scheduler
@@ -39,7 +42,7 @@ from pharos.search.samplers import make_sampler
 from pharos.search.search import Search
 from pharos.spool import node_folder
 from pharos.storage import Storage
-from pharos.study import Study, TrialRecord, Usage
+from pharos.study import Study
 from pharos.summary import summarise
 from pharos.survey import clear, survey
 from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
@@ -48,66 +51,6 @@ from pharos.trial import Ending, Outcome, Report, TrialSpec, trial_id
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # A store that has not answered for so long is worth a word.
 _CUT_OFF_SECONDS = 15.0
-
-
-class Listener(Protocol):
-    """Hears of a sweep's events, in the order in which they happen."""
-
-    def start(self, sweep: Sweep, slots: int) -> None:
-        """Trials are about to be started, so many at a time."""
-
-    def started(self, record: TrialRecord) -> None:
-        """A trial was handed out, for the first time or again."""
-
-    def reported(self, record: TrialRecord, report: Report) -> None:
-        """A trial reported metrics; if it is to be pruned for them, that follows."""
-
-    def ended(self, record: TrialRecord) -> None:
-        """A trial ended or was interrupted."""
-
-    def note(self, text: str) -> None:
-        """Something else that a person should know."""
-
-    def stop(self) -> None:
-        """Nothing more will happen."""
-
-    def closed(self) -> None:
-        """All is written, or could not be, and the study is free for others."""
-
-
-class Listeners:
-    """Several listeners as one; each hears of an event in their order."""
-
-    def __init__(self, listeners: Sequence[Listener]):
-        self._listeners = listeners
-
-    def start(self, sweep: Sweep, slots: int) -> None:
-        for listener in self._listeners:
-            listener.start(sweep, slots)
-
-    def started(self, record: TrialRecord) -> None:
-        for listener in self._listeners:
-            listener.started(record)
-
-    def reported(self, record: TrialRecord, report: Report) -> None:
-        for listener in self._listeners:
-            listener.reported(record, report)
-
-    def ended(self, record: TrialRecord) -> None:
-        for listener in self._listeners:
-            listener.ended(record)
-
-    def note(self, text: str) -> None:
-        for listener in self._listeners:
-            listener.note(text)
-
-    def stop(self) -> None:
-        for listener in self._listeners:
-            listener.stop()
-
-    def closed(self) -> None:
-        for listener in self._listeners:
-            listener.closed()
 
 
 class Sweep:

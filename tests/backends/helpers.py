@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pharos.console import Console
-from pharos.study import TrialRecord
+from pharos.records import TrialRecord
 from pharos.sweep import Sweep
 from pharos.trial import Outcome, Report
 

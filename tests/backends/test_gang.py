@@ -19,7 +19,7 @@ from pharos.backends.gang import Gang, Lost
 from pharos.config import make_plan
 from pharos.errors import InputError
 from pharos.families import ROOT
-from pharos.study import TrialRecord
+from pharos.records import TrialRecord
 from pharos.sweep import Sweep, reopen, start
 from pharos.trial import Ending, Outcome, Report
 

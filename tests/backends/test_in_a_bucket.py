@@ -17,8 +17,9 @@ from helpers import TINY, Listener, outcomes
 
 from pharos.checkpoint import Checkpoints
 from pharos.errors import StorageError
+from pharos.records import TrialRecord
 from pharos.storage import Storage
-from pharos.study import TrialRecord, read_study
+from pharos.study import read_study
 from pharos.sweep import Sweep, start
 from pharos.trial import Outcome, Report
 

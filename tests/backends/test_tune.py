@@ -15,7 +15,7 @@ import pytest
 from helpers import TINY, Listener, outcomes, rows
 
 from pharos.errors import InputError
-from pharos.study import TrialRecord
+from pharos.records import TrialRecord
 from pharos.sweep import Sweep, reopen, start
 from pharos.trial import Outcome, Report
 

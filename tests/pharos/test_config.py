@@ -8,10 +8,12 @@ import re
 import pytest
 import yaml
 
-from pharos.config import RUN_OVERRIDES, Settings, flatten, make_plan, reopen_plan
+from pharos.config import RUN_OVERRIDES, make_plan, reopen_plan
 from pharos.engines.base import EngineConfig
 from pharos.errors import InputError
 from pharos.families import families, load_recipe, space_file, suggest
+from pharos.plan import flatten
+from pharos.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from hypothesis import strategies
 from rich.cells import cell_len
 from rich.console import Console as Terminal
 
-from pharos.config import Settings
 from pharos.console import Console, clock, closing, progress
 from pharos.live import LiveConsole, cut, make_console, short_names
-from pharos.study import TrialRecord, Usage, best_record, count_outcomes
+from pharos.records import TrialRecord, Usage, best_record, count_outcomes
+from pharos.settings import Settings
 from pharos.trial import Outcome, Report
 
 

@@ -19,15 +19,17 @@ from pharos import summary as summary_module
 from pharos import sweep as sweep_module
 from pharos.backends.local import run_sweep
 from pharos.command import run_command
-from pharos.config import Plan, make_plan, reopen_plan
+from pharos.config import make_plan, reopen_plan
 from pharos.console import Console, closing
 from pharos.errors import InputError
 from pharos.families import ROOT
 from pharos.finalists import _space, fresh_seeds
 from pharos.finalists import start as start_finalists
 from pharos.folders import read_document
+from pharos.plan import Plan
+from pharos.records import TrialRecord
 from pharos.standings import interval, standings
-from pharos.study import TrialRecord, read_study
+from pharos.study import read_study
 from pharos.summary import summarise_folder
 from pharos.sweep import Sweep
 from pharos.trial import Outcome

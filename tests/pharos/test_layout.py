@@ -152,8 +152,33 @@ def test_the_core_knows_no_backend_and_engines_know_no_more_than_they_run():
     found = modules_below(PHAROS, PLATFORM)
     backends = {module for module in found if module.startswith("pharos.backends")}
     core = {"background", "cache", "checkpoint", "engines", "execute", "learner", "mirror", "recipe", "retention"}
-    core |= {"retry", "run", "saver", "spool", "storage", "study", "survey", "tracking", "trial", "world"}
-    core |= {"config", "evidence", "folders", "memory", "schedulers", "search", "space", "sweep"}
+    core |= {
+        "rdb",
+        "records",
+        "retry",
+        "run",
+        "saver",
+        "spool",
+        "storage",
+        "study",
+        "survey",
+        "tracking",
+        "trial",
+        "world",
+    }
+    core |= {
+        "config",
+        "evidence",
+        "folders",
+        "memory",
+        "overrides",
+        "plan",
+        "settings",
+        "schedulers",
+        "search",
+        "space",
+        "sweep",
+    }
     assert {f"pharos.{name}" for name in core} <= set(found)
     for module, imported in found.items():
         if module.split(".")[1:2] and module.split(".")[1] in core:
@@ -245,6 +270,6 @@ def test_a_worker_starts_without_torch_and_without_the_search():
     assert result.returncode == 0, result.stderr
     _, imported = imports_of(PHAROS / "backends" / "worker.py", PLATFORM)
     searching = {"config", "console", "evidence", "finalists", "folders", "mirror", "schedulers", "search", "space"}
-    searching |= {"standings", "study", "survey", "sweep"}
+    searching |= {"overrides", "plan", "settings", "standings", "study", "survey", "sweep"}
     assert {f"pharos.{name}" for name in searching} <= set(MODULES)
     assert not {name for name in imported if ".".join(name.split(".")[:2]) in {f"pharos.{each}" for each in searching}}

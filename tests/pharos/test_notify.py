@@ -10,14 +10,15 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from pharos import notify
+from pharos import channels, notify
 from pharos import summary as summary_module
 from pharos import sweep as sweep_module
 from pharos.backends import finish_sweep
+from pharos.channels import Message, NotSentError, Webhook
 from pharos.config import make_plan, reopen_plan
 from pharos.console import Console
 from pharos.errors import InputError
-from pharos.notify import Message, NotifyConfig, Webhook, open_channels
+from pharos.notify import NotifyConfig, open_channels
 from pharos.trial import Report
 
 SECRET = "/services/T0SECRET/B0SECRET/x0SECRET"
@@ -72,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hook(monkeypatch):
-    monkeypatch.setattr(notify, "_PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(channels, "_PAUSES", (0.05, 0.05))
     with Hook() as hook:
         thread = threading.Thread(target=hook.serve_forever, args=(0.02,), daemon=True)
         thread.start()
@@ -296,9 +297,9 @@ def test_the_sweep_waits_for_a_message_only_when_all_is_written_and_the_study_is
 
 
 def test_a_webhook_that_never_answers_is_left_after_a_while(hook, monkeypatch):
-    monkeypatch.setattr(notify, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(channels, "_TIMEOUT", 0.1)
     hook.seconds = 2.0
-    with pytest.raises(notify.NotSentError, match=r"no answer in 0\.1 s"):
+    with pytest.raises(NotSentError, match=r"no answer in 0\.1 s"):
         Webhook(hook.url).send(Message("title", "text"))
 
 

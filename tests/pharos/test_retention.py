@@ -14,10 +14,10 @@ from pharos import mirror, survey
 from pharos.checkpoint import Checkpoints, seal
 from pharos.errors import InputError, StorageError
 from pharos.mirror import StudyMirror
+from pharos.records import TrialRecord, Usage
 from pharos.retention import Keep, Retention, surplus
 from pharos.search.objective import Objective, Objectives
 from pharos.storage import Storage, StorageConfig
-from pharos.study import TrialRecord, Usage
 from pharos.survey import clear
 from pharos.trial import Outcome
 

@@ -15,21 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pharos.errors import InputError
+from pharos.records import Span, TrialRecord, Usage, best_record, count_outcomes, front, ranked
 from pharos.search.objective import Constraint, Objective, Objectives
 from pharos.space import parse_space
 from pharos.storage import Storage
-from pharos.study import (
-    Evidence,
-    Span,
-    Study,
-    TrialRecord,
-    Usage,
-    best_record,
-    count_outcomes,
-    front,
-    ranked,
-    read_study,
-)
+from pharos.study import Evidence, Study, read_study
 from pharos.trial import Ending, Origin, Outcome
 
 SPACE = parse_space(

@@ -10,9 +10,9 @@ from typing import Any
 
 import ray
 
-from pharos.config import ResourcesConfig
 from pharos.errors import InputError
 from pharos.families import ROOT
+from pharos.settings import ResourcesConfig
 
 
 def connect(cpus: int | None) -> bool:

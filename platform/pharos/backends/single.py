@@ -9,8 +9,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from pharos.backends.cluster import connect, fit
 from pharos.backends.gang import Gang, Lost
-from pharos.config import Settings
 from pharos.errors import InputError
+from pharos.settings import Settings
 from pharos.trial import Ending, Report, TrialSpec
 
 _PLACE_SECONDS = 60.0

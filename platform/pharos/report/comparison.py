@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pharos.records import TrialRecord
 from pharos.report.story import Story
 from pharos.report.style import Figure, layout, plain, rounded
-from pharos.study import TrialRecord
 from pharos.trial import Outcome
 
 _SHADES = ("complete", "pruned", "running", "diverged", "failed", "out_of_memory", "paused", "cancelled")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pharos.records import Span, TrialRecord
 from pharos.report.story import Story, identity, purpose
 from pharos.report.style import Figure, count, layout, number, rounded, words
-from pharos.study import Span, TrialRecord
 from pharos.trial import Outcome
 
 _ROWS = 40

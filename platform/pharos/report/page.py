@@ -15,11 +15,11 @@ import yaml
 from pharos.console import clock
 from pharos.errors import InputError
 from pharos.grammar import word
+from pharos.records import TrialRecord, count_outcomes
 from pharos.report import comparison, repeat
 from pharos.report.story import Story, identity
 from pharos.report.style import DARK, LIGHT, NONE, Figure, count, number, short, words
 from pharos.retry import redact
-from pharos.study import TrialRecord, count_outcomes
 from pharos.trial import Outcome
 
 Part = dict[str, Any]

@@ -7,10 +7,12 @@ import re
 import shlex
 from typing import Any
 
-from pharos.config import SEED, Settings, flatten, quote
 from pharos.engines.base import EngineConfig
+from pharos.overrides import quote
+from pharos.plan import SEED, flatten
+from pharos.records import TrialRecord
 from pharos.report.story import Story
-from pharos.study import TrialRecord
+from pharos.settings import Settings
 
 _PLAIN = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_][a-z0-9_-]*", re.IGNORECASE)
 

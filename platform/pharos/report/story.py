@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pharos.config import Plan
 from pharos.folders import read_document
+from pharos.plan import Plan
+from pharos.records import TrialRecord, best_record
 from pharos.report.axes import Axis, axes
 from pharos.search.objective import Objectives
 from pharos.storage import Storage
-from pharos.study import TrialRecord, best_record, read_study
+from pharos.study import read_study
 from pharos.summary import summarise
 from pharos.trial import Outcome, trial_id
 

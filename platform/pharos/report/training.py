@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from pharos.records import TrialRecord
 from pharos.report.story import Story, identity
 from pharos.report.style import Figure, colour, count, layout, number, plain, rounded, short, span, words
-from pharos.study import TrialRecord
 from pharos.trial import Outcome
 
 _CURVES = 240

@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial
 
 from pharos.errors import InputError
 from pharos.families import suggest
+from pharos.records import curve_of
 from pharos.search.fronts import Losses
 from pharos.search.grid import GridSampler
 from pharos.search.objective import Objectives
 from pharos.space import Space
-from pharos.study import curve_of
 
 NAMES = ("multifidelity", "tpe", "gp", "cmaes", "nsga2", "nsga3", "quasi_random", "random", "grid")
 _SINGLE = ("cmaes",)

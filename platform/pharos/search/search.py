@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pharos.records import Span, TrialRecord, losses_of
 from pharos.schedulers.base import GO_ON, Action, Clone, Decision, GoOn, Scheduler
 from pharos.search.fronts import Losses, pareto_front
 from pharos.search.limits import Breaker
 from pharos.space import Params, Space
-from pharos.study import Span, Study, TrialRecord, losses_of
+from pharos.study import Study
 from pharos.trial import Ending, Origin, Outcome, Report
 
 

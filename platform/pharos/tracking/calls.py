@@ -18,7 +18,7 @@ import pharos
 from pharos.errors import PharosError
 
 if TYPE_CHECKING:
-    from pharos.notify import Message
+    from pharos.channels import Message
 
 _ALERT_SECONDS = 30.0
 _HERE = str(Path(pharos.__file__).parents[1])
@@ -58,7 +58,7 @@ def call(name: str, seconds: float, **arguments: Any) -> dict[str, Any]:
 
 
 class Alerts:
-    """A channel of `pharos.notify`.
+    """A channel of `pharos.channels`.
 
     Args:
         sweep: The sweep's name.

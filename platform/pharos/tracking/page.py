@@ -14,11 +14,11 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pharos.config import Plan
 from pharos.errors import PharosError, StorageError
+from pharos.plan import Plan
+from pharos.records import TrialRecord
 from pharos.space import Space
 from pharos.storage import Storage
-from pharos.study import TrialRecord
 from pharos.tracking.calls import call
 from pharos.tracking.wandb_run import PAGE, is_online, marker, refusal, run_id
 from pharos.trial import trial_id

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pharos.config import Plan
 from pharos.errors import InputError, PharosError
+from pharos.plan import Plan
+from pharos.records import TrialRecord
 from pharos.storage import Storage
-from pharos.study import TrialRecord, read_study
+from pharos.study import read_study
 from pharos.summary import summarise
 from pharos.tracking.page import conclude_page, create_page, read_page, unsent
 from pharos.tracking.wandb_run import (

@@ -12,9 +12,10 @@ import optuna
 
 from pharos.config import make_plan
 from pharos.folders import read_plan, write_plan
+from pharos.records import Span, Usage
 from pharos.report.story import Story, read_story
 from pharos.storage import Storage
-from pharos.study import Span, Study, Usage
+from pharos.study import Study
 from pharos.trial import Ending, Outcome
 
 Fate = tuple[Outcome, int, Sequence[float]]

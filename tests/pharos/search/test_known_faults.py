@@ -28,8 +28,8 @@ from pharos import sweep as sweep_module
 from pharos.backends import local
 from pharos.console import Console
 from pharos.errors import InputError
+from pharos.records import curve_of
 from pharos.space import parse_space
-from pharos.study import curve_of
 
 MAX = 4  # epochs of the toy family
 PAPER = {"recipe.lr": 0.1, "recipe.width": 4}
