@@ -119,6 +119,8 @@ class RSESFRecipe(Recipe):
             "depth": 1,
             "orientations": 2,
             "unet_width": 2,
+            # A bias before a batch norm has no gradient but that of rounding, which Adam would magnify.
+            "optim.eps": 1e-3,
         },
     }
 

@@ -24,4 +24,5 @@ def branch_errors(plain: Tensor, magnified: Tensor) -> Tensor:
     back = functional.interpolate(flat, size=plain.shape[-2:], mode="bilinear", align_corners=True)
     back = back.view(len(magnified), *plain.shape[1:])
     differences: Tensor = torch.linalg.vector_norm((plain[:, None] - back[None]).flatten(2), dim=2)
-    return differences / torch.linalg.vector_norm(plain.flatten(1), dim=1)[:, None]
+    sizes: Tensor = torch.linalg.vector_norm(plain.flatten(1), dim=1)
+    return differences / sizes[:, None]
