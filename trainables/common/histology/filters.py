@@ -24,8 +24,9 @@ from torch.nn import functional
 SigmaMode = Literal["constrained", "fixed", "free"]
 
 _LARGEST_HALF_WIDTH = 31  # of a window that follows a free scale
-# A product of the separable form costs so much less than one of the convolution: measured by `benchmarks/filters.py`.
-_GAIN_OF_MATRIX_PRODUCTS = 2.0
+# How many products of the separable form cost as much as one of the convolution, as `benchmarks/filters.py` measures it
+# on a core: convolutions are at their best with channels in eights.
+_WORTH, _WORTH_IN_EIGHTS = 2.0, 0.6
 
 
 def derivative_orders(order: int) -> list[tuple[int, int]]:
@@ -206,7 +207,8 @@ class GaussianConv(nn.Module):
         _, inputs, outputs = self.coefficients.shape
         terms, side = self.order + 1, 2 * max(self._half_widths) + 1
         separable = terms * width + terms**2 * outputs + terms * height * outputs / inputs
-        return separable <= _GAIN_OF_MATRIX_PRODUCTS * side**2 * outputs
+        worth = _WORTH if inputs % 8 or outputs % 8 else _WORTH_IN_EIGHTS
+        return separable <= worth * side**2 * outputs
 
     def _made(self, form: str, angle: float, *size: int) -> tuple[Tensor, ...]:
         """What a form of the layer needs, kept as long as neither weights nor mode change."""
