@@ -5,7 +5,7 @@ Source: section 3 of the reference notes on RSESF (arXiv 2304.04600).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainables.common.histology.branches import BranchLogits, branch_weights
 from trainables.common.histology.filters import Interval, ladder
+from trainables.common.histology.scale_pictures import draw_filters
 from trainables.common.histology.scale_space import ScaleSpaceUNet
 
 OFFSET_RULES = ("floor_half", "per_level", "none")
@@ -85,6 +86,16 @@ class RSESF(nn.Module):
         if self.eta is None:
             return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
         return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))
+
+    def drawn_filters(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Two patterns of the first layer, at all scales (rows) and orientations (columns): (3, height, width).
+
+        Args:
+            weights: All of the network's, by name.
+        """
+        layer, mine = self.body.first_layer(weights)
+        shown = range(min(2, mine["coefficients"].shape[2]))
+        return draw_filters(layer, mine, shown, _angles(self.orientations))
 
 
 def _angles(orientations: int) -> list[float]:

@@ -5,6 +5,7 @@ Source: section 3 of the reference notes on SEUNet (arXiv 2304.04595).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from trainables.common.histology.branches import BranchLogits, branch_weights
 from trainables.common.histology.filters import Interval, ladder
+from trainables.common.histology.scale_pictures import draw_filters
 from trainables.common.histology.scale_space import ScaleSpaceUNet
+
+_SHOWN = 8  # filters
 
 LADDERS = ("offset", "constant", "geometric")
 
@@ -70,3 +74,13 @@ class SEUNet(nn.Module):
         if self.eta is None:
             return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
         return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))
+
+    def drawn_filters(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Patterns of the first layer (columns) at the scales of all branches (rows); a picture (3, height, width).
+
+        Args:
+            weights: All of the network's, by name.
+        """
+        layer, mine = self.body.first_layer(weights)
+        shown = range(min(_SHOWN, mine["coefficients"].shape[2]))
+        return torch.cat([draw_filters(layer, mine, [output], [0.0]) for output in shown], dim=2)

@@ -37,7 +37,7 @@ def _images(count: int = 2, side: int = 16) -> Tensor:
 
 
 def _layers(network: SEUNet) -> list[GaussianConv]:
-    return network.body.layers()
+    return [module for module in network.modules() if isinstance(module, GaussianConv)]
 
 
 # --- sizes (7.1) -------------------------------------------------------------------------------------------

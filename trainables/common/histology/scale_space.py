@@ -10,7 +10,7 @@ No layer of the body mixes slots, and all of them have the same weights; only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,12 @@ class ScaleSpaceUNet(nn.Module):
             features = block(torch.cat([skips.pop(), up], dim=2), angles)
         return features
 
-    def layers(self) -> list[GaussianConv]:
-        """All layers of filters, from the image to the features."""
-        return [module for module in self.modules() if isinstance(module, GaussianConv)]
+    def first_layer(self, weights: Mapping[str, Tensor]) -> tuple[GaussianConv, dict[str, Tensor]]:
+        """The layer that sees the image, and its own weights.
+
+        Args:
+            weights: Of the network whose `body` this is, by name.
+        """
+        layer = next(module for module in self.encoder.modules() if isinstance(module, GaussianConv))
+        start = "body.encoder.0.convs.0."
+        return layer, {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}

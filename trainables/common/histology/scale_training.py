@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,15 @@ from trainables.common.histology.grid import Study
 from trainables.common.histology.inference import predict_folder
 from trainables.common.histology.pictures import draw_segmentation
 from trainables.common.histology.scale_settings import ScaleSpaceConfig
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A network that can show its filters."""
+
+    def drawn_filters(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """A picture (3, height, width) with values in [0, 1], of all weights of the network by name."""
+
 
 Answer = Callable[[Learner, Tensor], BranchLogits]
 """What a network says of images, in one of the ways in which it can be used."""
@@ -70,6 +80,8 @@ def train_branches(
                 shown = tissue.test.images[:_SHOWN]
                 said = classes(network(viewer.seen(shown)), config)[0].to(torch.uint8).cpu()
                 run.log_image("segmentation", draw_segmentation(unit(shown), tissue.test.masks[:_SHOWN], said))
+                if isinstance(module, Drawn):
+                    run.log_image("filters", module.drawn_filters(network.weights()))
         epoch.report(found, parameters=size)
 
 
