@@ -34,31 +34,35 @@ def _normalised(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     shape = [1, -1, *([1] * (x.dim() - 2))]
     axes = [0, *range(2, x.dim())]
     wide = x.float()
-    count = x.numel() / x.shape[1]
-    # Shifted by what is known before, so that the difference of two large sums does not lose the variance.
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    shift = module.running_mean.detach().float()
-    centred = wide - shift.view(shape)
-    sums = torch.cat([centred.sum(axes), centred.square().sum(axes), centred.new_tensor([count])])
-    channels = x.shape[1]
+    count = x.numel() // x.shape[1]
+    mean = wide.mean(axes)
+    spread = (wide - mean.view(shape)).square().sum(axes).double()
+    # In float64, so that the difference of two large sums does not lose the variance.
+    mean = mean.double()
+    sums = torch.cat([count * mean, spread + count * mean.square(), mean.new_tensor([count])])
     sums = _AllReduce.apply(sums)  # type: ignore[no-untyped-call]
     total = sums[-1].detach()
     if total <= 1:
         raise ValueError(f"batch normalisation needs more than one value per channel to train; it got {tuple(x.shape)}")
+    channels = x.shape[1]
     mean = sums[:channels] / total
     variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
-    with torch.no_grad():
-        momentum = module.momentum if module.momentum is not None else 0.1
-        module.running_mean.lerp_((mean + shift).to(module.running_mean.dtype), momentum)
-        unbiased = variance * (total / (total - 1))
-        module.running_var.lerp_(unbiased.to(module.running_var.dtype), momentum)
-        assert module.num_batches_tracked is not None
-        module.num_batches_tracked += 1
-    out: Tensor = (centred - mean.view(shape)) * torch.rsqrt(variance + module.eps).view(shape)
+    _average_in(module, mean.detach(), variance.detach() * (total / (total - 1)))
+    scale, shift = torch.rsqrt(variance + module.eps).float(), mean.float()
+    out: Tensor = (wide - shift.view(shape)) * scale.view(shape)
     if module.affine:
         out = out * module.weight.view(shape) + module.bias.view(shape)
     return out.to(x.dtype)
+
+
+def _average_in(module: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    assert module.num_batches_tracked is not None
+    momentum = module.momentum if module.momentum is not None else 0.1
+    module.running_mean.lerp_(mean.to(module.running_mean.dtype), momentum)
+    module.running_var.lerp_(variance.to(module.running_var.dtype), momentum)
+    module.num_batches_tracked += 1
 
 
 def _is_shared() -> bool:

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from trainables.common.histology.metrics import IGNORED
 
-# Told apart by people who see colours otherwise, and against pink tissue; the first is the usual background.
+# Told apart by people who see colours otherwise, and against pink and violet tissue; the first is the usual background.
 _PALETTE = torch.tensor(
     [
-        *([0.95, 0.90, 0.25], [0.00, 0.45, 0.70], [0.00, 0.62, 0.45], [0.84, 0.37, 0.00], [0.25, 0.25, 0.25]),
-        *([0.34, 0.71, 0.91], [0.60, 0.20, 0.60], [0.90, 0.60, 0.00]),
+        *([0.93, 0.91, 0.80], [0.00, 0.80, 0.35], [0.00, 0.45, 0.85], [0.90, 0.35, 0.00], [0.20, 0.20, 0.20]),
+        *([0.34, 0.80, 0.91], [0.95, 0.90, 0.25], [0.55, 0.35, 0.10]),
     ]
 )
 _WHITE = torch.ones(3)
@@ -35,7 +35,7 @@ def borders(labels: Tensor) -> Tensor:
     return edge
 
 
-def overlay(image: Tensor, labels: Tensor, opacity: float = 0.35, clear: Sequence[int] = ()) -> Tensor:
+def overlay(image: Tensor, labels: Tensor, opacity: float = 0.3, clear: Sequence[int] = ()) -> Tensor:
     """Tissue with its classes over it, their borders in full colour.
 
     Args:
