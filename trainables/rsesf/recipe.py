@@ -91,19 +91,21 @@ class RSESFRecipe(Recipe):
     scales: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "small": {
-            "data.size": 64,
+            "data.source": "glands",
+            "data.size": 48,
             "data.train_images": 64,
-            "data.validation_images": 8,
-            "data.test_images": 16,
+            "data.validation_images": 4,
+            "data.test_images": 6,
             "batch_size": 8,
-            "epochs": 40,
-            "evaluate_every": 10,
+            "epochs": 24,
+            "evaluate_every": 6,
             "branches": 3,
             "width": 8,
             "depth": 2,
             "unet_width": 16,
             "sigma_low": 0.5,
-            "optim.lr": 1e-2,
+            # Coefficients are O(1) under a batch norm: in a hundredth of the paper's steps each must be larger.
+            "optim.lr": 3e-2,
         },
         "tiny": {
             "data.source": "nuclei",
