@@ -12,12 +12,14 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pharos.learner import Learner
 from pharos.run import Run
 from trainables.common.histology.augmentation import augmented
 from trainables.common.histology.branches import BranchLogits
 from trainables.common.histology.data import standardised, unit
+from trainables.common.histology.equivariance import branch_errors
 from trainables.common.histology.evaluation import Viewer
 from trainables.common.histology.grid import Study
 from trainables.common.histology.inference import predict_folder
@@ -79,6 +81,7 @@ def train_branches(
                 found |= _prefixed("test", study.test.scores(classes_in_ways, viewer, ways))
                 shown = tissue.test.images[:_SHOWN]
                 said = classes(network(viewer.seen(shown)), config)[0].to(torch.uint8).cpu()
+                found |= _prefixed("test", equivariance(network, viewer.seen(shown)))
                 run.log_image("segmentation", draw_segmentation(unit(shown), tissue.test.masks[:_SHOWN], said))
                 if isinstance(module, Drawn):
                     run.log_image("filters", module.drawn_filters(network.weights()))
@@ -88,6 +91,25 @@ def train_branches(
 def classes(branches: BranchLogits, config: ScaleSpaceConfig) -> Tensor:
     """What branches say together (1, B, H, W)."""
     return branches.probabilities(config.fusion).argmax(dim=1)[None]
+
+
+def equivariance(network: Learner, x: Tensor) -> dict[str, float]:
+    """How far the logits of magnified images are from the magnified logits, relative to them.
+
+    Args:
+        network: Whose.
+        x: What it is given (B, 3, H, W); magnified twice, bilinearly.
+
+    Returns:
+        `equivariance_error`, of the pair of branches that agree best, and `equivariance_error_unshifted`, of the best
+        branch with itself. Both are the same for a network of one branch.
+    """
+    twice = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+    errors = branch_errors(network(x).logits.float(), network(twice).logits.float())
+    return {
+        "equivariance_error": float(errors.min()),
+        "equivariance_error_unshifted": float(errors.diagonal().min()),
+    }
 
 
 def predict_with_branches(

@@ -62,6 +62,7 @@ def test_a_trial_reports_the_grid_and_its_network_predicts_files(family: str, tm
     assert metrics["test/grid_miou"] == pytest.approx(sum(metrics[name] for name in cells) / 25)
     assert 0 <= metrics["test/mean_fusion/grid_miou"] <= 1
     assert ("test/upright/grid_miou" in metrics) == (family == "rsesf")
+    assert 0 < metrics["test/equivariance_error"] <= metrics["test/equivariance_error_unshifted"]
     for name in ("segmentation", "filters"):
         assert images[name].shape[0] == 3
         assert 0 <= images[name].min() <= images[name].max() <= 1
