@@ -22,7 +22,7 @@ class ScaleSpaceConfig(HistologyConfig):
     epochs: int = 70
     """Passes over the training images."""
     order: int = 2
-    """The highest derivative of the basis: 1 to 4; its functions are 3, 6, 10 or 15."""
+    """The highest derivative of the basis: 0 to 4; it has 1, 3, 6, 10 or 15 functions."""
     depth: int = 4
     """How often the resolution is halved."""
     sigma_mode: str = "constrained"
