@@ -87,17 +87,19 @@ class Judge:
         }
 
     def finish(self, learner: Learner) -> dict[str, float]:
-        """The test set: the ensemble, each stage, each way to vote; how alike the stages' features are; a picture."""
+        """The test set: the ensemble, each stage, each way to vote; how alike the top nodes are; a picture."""
         test, stages = self._tissue.test, len(self._boosting.alphas)
+        speakers: dict[str, Sequence[int]] = {"head_eta": (), "head_best": self._boosting.heads}
 
         def predict(x: Tensor) -> Tensor:
             asked = learner(x, heads=self._heads())
             votes = [vote(asked, self._boosting.alphas, how) for how in (self._how, *_VOTES)]
-            return torch.stack([each.argmax(dim=1) for each in (*votes, *asked)])
+            by_heads = [vote(learner(x, heads=heads), self._boosting.alphas, self._how) for heads in speakers.values()]
+            return torch.stack([each.argmax(dim=1) for each in (*votes, *by_heads, *asked)])
 
         ensemble, *others = self._viewer.confusions(predict, test, self._classes)
         found = {f"test/{name}": value for name, value in scores(ensemble, self._tissue.classes).items()}
-        names = [*(f"vote_{how}" for how in _VOTES), *(f"stage{d}" for d in range(1, stages + 1))]
+        names = [*(f"vote_{how}" for how in _VOTES), *speakers, *(f"stage{d}" for d in range(1, stages + 1))]
         found |= {f"test/{name}": mean_iou(matrix) for name, matrix in zip(names, others, strict=True)}
         # The same pictures on every worker: too few to be divided.
         x = self._viewer.seen(test.images[:_SHOWN])
