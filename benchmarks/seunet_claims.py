@@ -3,9 +3,9 @@
     python benchmarks/seunet_claims.py [--seeds 3] [--jobs 2] [--json FILE] [--picture FILE] [name=value ...]
         [--only NAME ...]
 
-Trains SEUNet, a UNet, a UNet on images of random magnification, and SEUNet with scales that cannot be trained, each on
-every seed (of the model and of the tissue alike) at one magnification and orientation, and tests them on the grid of
-all: by `platform/train.py` itself. Prints Markdown; with --picture also writes the grids as heat maps.
+Trains SEUNet, a UNet, a UNet on images of random magnification, and SEUNet whose branches are shifted exactly (scales
+that stay a factor of 1.41 apart in all layers, one batch norm for all), each on every seed (of the model and of the
+tissue alike) at one magnification and orientation, and tests them on the grid of all: by `platform/train.py` itself. Prints Markdown; with --picture also writes the grids as heat maps.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ _VARIANTS = {
     "seunet": [],
     "unet": _UNET,
     "unet_scale": [*_UNET, "recipe.augmentation=flips+scale"],
-    "fixed": ["recipe.sigma_mode=fixed"],
+    "exact": [
+        *("recipe.ladder=geometric", "recipe.sigma_low=0.6", "recipe.sigma_ratio=1.414"),
+        *("recipe.sigma_mode=fixed", "recipe.norm=shared"),
+    ],
 }
 _TITLES = {
     "seunet": "SEUNet",
     "unet": "UNet",
     "unet_scale": "UNet, scales augmented",
-    "fixed": "SEUNet, fixed scales",
+    "exact": "SEUNet, exact shifts",
 }
 
 
