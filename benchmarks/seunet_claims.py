@@ -5,7 +5,8 @@
 
 Trains SEUNet, a UNet, a UNet on images of random magnification, and SEUNet whose branches are shifted exactly (scales
 that stay a factor of 1.41 apart in all layers, one batch norm for all), each on every seed (of the model and of the
-tissue alike) at one magnification and orientation, and tests them on the grid of all: by `platform/train.py` itself. Prints Markdown; with --picture also writes the grids as heat maps.
+tissue alike) at one magnification and orientation, and tests them on the grid of all: by `platform/train.py` itself.
+Prints Markdown; with --picture also writes the grids as heat maps.
 """
 
 from __future__ import annotations
