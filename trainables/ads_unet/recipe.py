@@ -202,18 +202,21 @@ class AdsUNet(Recipe):
 
     def predict(self, run: Run, config: AdsUNetConfig, folder: Path, output: Path) -> None:
         about = run.state["tissue"]
-        boosting = _boosting(run, config, len(about["classes"]), ())
+        classes = len(about["classes"])
+        boosting = _boosting(run, config, classes, ())
+        # Stages that have ended; of a trial that was stopped in its first one, that one as it is.
         depth = max(1, len(boosting.alphas))
-        network = stage_network(config, len(about["classes"]), depth, torch.ones(len(about["classes"])))
+        alphas = boosting.alphas or [1.0]
+        network = stage_network(config, classes, depth, torch.full((classes,), 1 / classes))
         learner = run.learner(f"stage{depth}", network, config.optim)
         with learner.evaluating():
             predict_folder(
-                lambda x: vote(learner(x, heads=_heads(config, boosting)), boosting.alphas, config.vote),
+                lambda x: vote(learner(x, heads=_heads(config, boosting)), alphas, config.vote),
                 folder,
                 output,
                 about,
                 multiple=2**config.depth,
-                side=config.data.size,
+                side=config.data.side,
                 device=run.device,
             )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from pharos.errors import InputError
+
+_FACTOR = "factor"  # of a parameter group's learning rate
 
 
 @dataclass
@@ -43,11 +47,40 @@ class OptimConfig:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """An optimiser of the parameters that are trainable now."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimiser's state that of a new one: zeros, in the place where engines have mapped it."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+
+
+def make_optimizer(
+    module: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """An optimiser of the parameters that are trainable now.
+
+    Args:
+        module: Whose.
+        config: The optimiser's.
+        factors: Of the learning rate, by the end of parameters' names; for others it is 1.
+    """
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            factor = next((value for end, value in (factors or {}).items() if name.endswith(end)), 1.0)
+            by_factor.setdefault(factor, []).append(parameter)
+    parameters: list[Any] = [
+        {"params": group, "lr": config.lr * factor, _FACTOR: factor} for factor, group in by_factor.items()
+    ]
     if config.name == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.beta1, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     # Fused: one kernel for all parameters, on CPU as on GPU.
     return kind(parameters, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay, fused=True)
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Sets the learning rate; groups with a factor of their own get it times that."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_FACTOR]

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 from pair import Pair
+from PIL import Image
 
 from pharos.checkpoint import Checkpoint, Checkpoints
 from pharos.config import make_plan
 from pharos.errors import InputError
 from pharos.execute import execute
+from pharos.recipe import build_config
 from pharos.run import Run
 from pharos.storage import Storage
 from pharos.trial import Outcome, Report, TrialSpec
 from trainables.ads_unet.recipe import AdsUNet, AdsUNetConfig
+from trainables.common.histology.data import HistologyDataConfig, generated
 
 SMALLEST = {
     **{"data.train_images": 8, "data.validation_images": 2, "data.test_images": 3},
@@ -159,6 +162,30 @@ def test_variants_train(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert math.isfinite(last["test/miou"])
     shape = newest(tmp_path).state["state"]["boosting"]["weights"].shape
     assert shape == ((8, 16, 16) if settings.get("reweight") == "pixel" else (8,))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4], ids=["in the first stage", "in the second", "ended"])
+def test_a_trial_predicts_with_the_stages_that_have_ended(tmp_path: Path, stop_after: int) -> None:
+    spec = spec_of(tmp_path / "trial")
+    runs: list[Run] = []
+
+    def stop(report: Report) -> None:
+        if report.fidelity == stop_after < 4:
+            runs[0].interrupt()
+
+    execute(spec, stop, runs.append)
+    saved = newest(tmp_path / "trial")
+    images, output = tmp_path / "images", tmp_path / "output"
+    images.mkdir()
+    output.mkdir()
+    tiles = generated(HistologyDataConfig(source="nuclei", size=24, test_images=2), "test")
+    for name, picture in zip("ab", tiles.images, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(images / f"{name}.png")
+    config = build_config(AdsUNetConfig, spec.config)
+    run = Run(seed=0, saved=saved)
+    AdsUNet().predict(run, config, images, output)
+    assert sorted(path.name for path in output.iterdir()) == ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
+    assert list(run._learners) == ["stage2" if stop_after == 4 else "stage1"]
 
 
 def test_the_score_of_the_ensemble_moves_at_the_ends_of_stages_only(tmp_path: Path) -> None:
