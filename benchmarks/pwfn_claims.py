@@ -80,7 +80,7 @@ def main() -> None:
     for data in options.data:
         found = _Table(results, data, options.seeds)
         parts = [f"## {data}", found.trained([name for name in options.only if not VARIANTS[name].equals])]
-        parts += [found.untrained(name) for name in options.only if VARIANTS[name].equals]
+        parts += [found.untrained(name, VARIANTS[name].equals) for name in options.only if VARIANTS[name].equals]
         if set(_POSITION) <= set(options.only):
             parts.append(found.position())
         if {"pwfn", "no bnn"} <= set(options.only):

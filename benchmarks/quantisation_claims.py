@@ -196,15 +196,12 @@ class Table:
         trained = ["float", "", "32", "", mean_and_spread(self.column("float", "test/accuracy"), 2), "", ""]
         return table(self._head(""), [trained, *(self.row(name, name) for name in variants)])
 
-    def untrained(self, variant: str) -> str:
-        """The baselines at as many values as a variant has, with the statistics of batch normalisation taken anew."""
+    def untrained(self, variant: str, equals: str) -> str:
+        """The baselines at as many values as `equals` has, with the statistics of batch normalisation taken anew."""
         names = [key.split("/")[0] for key in self._results[self._data, 0, variant] if key.endswith("/unique")]
         rows = [self.row(name, variant, f"{name}/", "recalibrated/accuracy") for name in names]
-        return table(self._head(f"the float network at {self.values_of(variant)} values"), rows)
-
-    def values_of(self, variant: str) -> str:
-        """How many distinct values k-means, which can be asked for any number, was given."""
-        return mean_and_spread(self.column(variant, "kmeans/unique"), 0)
+        count = mean_and_spread(self.column(equals, "unique"), 0)
+        return table(self._head(f"the float network at {count} values"), rows)
 
     def _head(self, first: str) -> list[str]:
         counts = ["distinct values", "bits a weight", "powers of two a weight"]

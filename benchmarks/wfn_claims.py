@@ -39,7 +39,7 @@ def main() -> None:
         print(f"## {data}\n\n{found.trained([name for name in options.only if not VARIANTS[name].equals])}\n")
         for name in options.only:
             if VARIANTS[name].equals:
-                print(f"{found.untrained(name)}\n")
+                print(f"{found.untrained(name, VARIANTS[name].equals)}\n")
 
 
 if __name__ == "__main__":
