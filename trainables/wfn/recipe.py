@@ -198,25 +198,24 @@ class Wfn(Recipe):
                         cross_entropy = F.cross_entropy(learner(x), y)
                         learner.step(whole_loss(cross_entropy, regulariser.take(), config.alpha))
                 scores: dict[str, float] = {}
-                if epoch.index == config.epochs(index) - 1:
+                is_last = epoch.index == config.epochs(index) - 1
+                if is_last:
                     scores |= accuracy(run, learner, images.val, "before_fixing")
                     scores |= _fix(run, config, learner, layout, share=share, delta=delta)
-                    if share == 1:
-                        if config.bn_recalibrate:
-                            recalibrate(run, learner, images, config.batch_size)
-                        scores |= _outcome(run, config, learner, layout, images=images, trained=trained)
-                scores |= accuracy(run, learner, images.val, "val")
-                epoch.report(scores | describe(layout.vector(learner.weights())))
+                if is_last and share == 1:
+                    if config.bn_recalibrate:
+                        recalibrate(run, learner, images, config.batch_size)
+                    scores |= _outcome(run, config, learner, layout, images=images, trained=trained)
+                    scores |= accuracy(run, learner, images.val, "val") | describe(layout.vector(learner.weights()))
+                else:
+                    scores |= _as_if_fixed(run, config, learner, layout, images)
+                epoch.report(scores)
 
 
-def _fix(
-    run: Run, config: WfnConfig, learner: Learner, layout: Layout, *, share: float, delta: float
-) -> dict[str, float]:
-    """Fixes a share of the weights at the values of a new codebook, on every worker alike; what that did."""
-    weights = learner.weights()
-    vector = layout.vector(weights)
-    found = cluster(
-        vector,
+def _clustered(config: WfnConfig, layout: Layout, weights: dict[str, Tensor], share: float, delta: float) -> Clustering:
+    """A share of the weights at the values of a new codebook."""
+    return cluster(
+        layout.vector(weights),
         share,
         delta,
         gamma_0=2.0**config.gamma0_exp,
@@ -224,6 +223,29 @@ def _fix(
         distance=config.distance,
         kept=layout.mask(weights) if config.recluster == "free_only" else None,
     )
+
+
+def _as_if_fixed(run: Run, config: WfnConfig, learner: Learner, layout: Layout, images: Images) -> dict[str, float]:
+    """What the network would be if all of its weights were fixed now, with the last round's delta; it stays as it is.
+
+    Free weights cost no accuracy and have no entropy worth the name, so trials are compared by this before their end.
+    """
+    weights = learner.weights()
+    found = _clustered(config, layout, weights, 1.0, config.delta)
+    learner.load_weights(layout.fixed(weights, found.values, found.mask))
+    if config.bn_recalibrate:
+        recalibrate(run, learner, images, config.batch_size)
+    scores = accuracy(run, learner, images.val, "val")
+    learner.load_weights(weights)
+    return scores | describe(found.values)
+
+
+def _fix(
+    run: Run, config: WfnConfig, learner: Learner, layout: Layout, *, share: float, delta: float
+) -> dict[str, float]:
+    """Fixes a share of the weights at the values of a new codebook, on every worker alike; what that did."""
+    weights = learner.weights()
+    found = _clustered(config, layout, weights, share, delta)
     check_alike(run, found.values)
     check_alike(run, found.mask)
     learner.load_weights(layout.fixed(weights, found.values, found.mask))
@@ -236,7 +258,7 @@ def _fix(
     run.log_image("rounds", draw_rounds(run.state["rounds"]))
     if share < 1:  # the next round's optimiser is a new one
         learner.reset_optimizer()
-    return _moves(vector, found, 2.0**config.gamma0_exp) | {"fixed_share": float(found.mask.mean())}
+    return _moves(layout.vector(weights), found, 2.0**config.gamma0_exp) | {"fixed_share": float(found.mask.mean())}
 
 
 def _moves(before: npt.NDArray[np.float32], found: Clustering, gamma_0: float) -> dict[str, float]:
