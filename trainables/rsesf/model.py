@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.common.histology.branches import BranchLogits, branch_weights
+from trainables.common.histology.branches import BranchLogits
 from trainables.common.histology.filters import Interval, ladder
 from trainables.common.histology.scale_pictures import draw_filters
 from trainables.common.histology.scale_space import ScaleSpaceUNet
@@ -83,9 +83,7 @@ class RSESF(nn.Module):
             features = pooled(turned, self.selection)
         maps = self.head(features.flatten(0, 1))
         logits = maps.view(*features.shape[:2], *maps.shape[1:])
-        if self.eta is None:
-            return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
-        return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))
+        return BranchLogits.weighed(logits, self.eta, self._eta_mode)
 
     def drawn_filters(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Two patterns of the first layer, at all scales (rows) and orientations (columns): (3, height, width).

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.common.histology.branches import BranchLogits, branch_weights
+from trainables.common.histology.branches import BranchLogits
 from trainables.common.histology.filters import Interval, ladder
 from trainables.common.histology.scale_pictures import draw_filters
 from trainables.common.histology.scale_space import ScaleSpaceUNet
@@ -71,9 +71,7 @@ class SEUNet(nn.Module):
         if self.fused is not None:
             fused = self.fused(logits.softmax(dim=2).transpose(0, 1).flatten(1, 2))
             return BranchLogits(fused.unsqueeze(0), fused.new_ones(1))
-        if self.eta is None:
-            return BranchLogits(logits, logits.new_full((len(logits),), 1 / len(logits)))
-        return BranchLogits(logits, branch_weights(self.eta, self._eta_mode))
+        return BranchLogits.weighed(logits, self.eta, self._eta_mode)
 
     def drawn_filters(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Patterns of the first layer (columns) at the scales of all branches (rows); a picture (3, height, width).

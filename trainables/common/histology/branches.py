@@ -27,6 +27,13 @@ class BranchLogits(NamedTuple):
     weights: Tensor
     """Of the branches' losses (S,), of sum 1."""
 
+    @classmethod
+    def weighed(cls, logits: Tensor, eta: Tensor | None, mode: str) -> BranchLogits:
+        """Logits with the weights that were learned, see `branch_weights`, or equal ones where none are."""
+        if eta is None:
+            return cls(logits, logits.new_full((len(logits),), 1 / len(logits)))
+        return cls(logits, branch_weights(eta, mode))
+
     def loss(self, mask: Tensor) -> Tensor:
         """The weighted sum of the branches' cross-entropies; pixels of `IGNORED` count for nothing.
 

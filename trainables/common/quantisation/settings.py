@@ -8,13 +8,14 @@ from pharos.errors import InputError
 from trainables.common.quantisation.images import ImageDataConfig
 from trainables.common.quantisation.models import ModelConfig
 from trainables.common.quantisation.training import PretrainConfig
+from trainables.common.settings import Checked
 
 SCHEDULES = ("paper10", "fine12", "geometric", "linear")
 _FINE12 = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
 
 
 @dataclass
-class QuantisationConfig:
+class QuantisationConfig(Checked):
     """What is trained on what, and the rounds in which its weights are fixed."""
 
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
@@ -48,16 +49,6 @@ class QuantisationConfig:
             raise InputError("recipe.batch_size and recipe.rounds must be at least 1")
         if not 0 < self.ratio < 1:
             raise InputError(f"recipe.ratio={self.ratio} must be above 0 and below 1")
-
-    def check_choices(self, **choices: tuple[str, ...]) -> None:
-        """Refuses a value that is not one of those allowed, by field.
-
-        Raises:
-            InputError: There is one.
-        """
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"recipe.{name}={getattr(self, name)} must be one of {', '.join(allowed)}")
 
     def shares(self, paper10: tuple[float, ...]) -> list[float]:
         """Cumulative shares fixed after each round, strictly increasing to exactly 1.
