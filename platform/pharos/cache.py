@@ -1,4 +1,5 @@
-"""Data that lies in a bucket, once on each node: a folder with a size limit, the least recently used out.
+"""Data that lies in a bucket, or was made of such data, once on each node: a folder with a size limit, the least recently
+used out.
 
     <folder>/<key>/entry.json   the sizes of its files; written last, so that an entry without it does not exist
     <folder>/<key>/data/        the files
@@ -71,14 +72,31 @@ class NodeCache:
         files = self._listed(fs, url, path)
         identity = [url, *sorted((file.path, file.size, file.tag) for file in files.values())]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        if key not in self._used or not self._is_whole(key):
-            self._take(key, fs, url, path, files)
-        os.utime(self.folder / key / _ENTRY)
-        data = self.folder / key / "data"
+        data = self._entry(key, lambda: self._fill(key, fs, url, path, files))
         (first, *_) = files.values()
         return data / Path(path).name if first.path == path else data
 
-    def _take(self, key: str, fs: Any, url: str, path: str, files: dict[str, _Remote]) -> None:
+    def make(self, identity: object, size: int, build: Callable[[Path], None]) -> Path:
+        """A folder of what is expensive to make, made once however many processes ask; it stays as `fetch`'s does.
+
+        Args:
+            identity: What it is made of, and how: another is another folder. Compared as JSON.
+            size: Bytes that it will take, about.
+            build: Writes files into an empty folder.
+
+        Raises:
+            PharosError: The limit is too small.
+        """
+        key = hashlib.sha256(json.dumps(["made", identity]).encode()).hexdigest()[:32]
+        return self._entry(key, lambda: self._build(key, size, build))
+
+    def _entry(self, key: str, fill: Callable[[], None]) -> Path:
+        if key not in self._used or not self._is_whole(key):
+            self._take(key, fill)
+        os.utime(self.folder / key / _ENTRY)
+        return self.folder / key / "data"
+
+    def _take(self, key: str, fill: Callable[[], None]) -> None:
         """Fills an entry unless somebody has, and keeps it from being thrown out."""
         self.folder.mkdir(parents=True, exist_ok=True)
         used, filling = self._lock_of(key), os.open(self.folder / f"{key}.fill", os.O_RDWR | os.O_CREAT, 0o644)
@@ -87,7 +105,7 @@ class NodeCache:
             if not self._is_whole(key):
                 fcntl.flock(filling, fcntl.LOCK_EX)
                 if not self._is_whole(key):  # nobody has filled it while this process waited
-                    self._fill(key, fs, url, path, files)
+                    fill()
         except BaseException:
             os.close(used)
             raise
@@ -110,11 +128,27 @@ class NodeCache:
             # An ETag is not always a checksum (not under SSE-KMS), but it tells an object that was replaced meanwhile.
             if self._listed(fs, url, path) != files:
                 raise PharosError(f"{url}: changed while it was copied; start again when it is whole")
-            (part / _ENTRY).write_text(json.dumps({"url": url, "files": {n: f.size for n, f in files.items()}}))
-            shutil.rmtree(self.folder / key, ignore_errors=True)
-            part.rename(self.folder / key)
+            self._commit(key, part, {name: file.size for name, file in files.items()}, url)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _build(self, key: str, size: int, build: Callable[[Path], None]) -> None:
+        part = self.folder / f"{key}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            self._make_room(key, part, size)
+            data = part / "data"
+            data.mkdir()
+            build(data)
+            sizes = {str(path.relative_to(data)): path.stat().st_size for path in data.rglob("*") if path.is_file()}
+            self._commit(key, part, sizes, "")
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _commit(self, key: str, part: Path, sizes: dict[str, int], url: str) -> None:
+        (part / _ENTRY).write_text(json.dumps({"url": url, "files": sizes}))
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+        part.rename(self.folder / key)
 
     def _make_room(self, key: str, part: Path, wanted: int) -> None:
         """Throws out what was used longest ago until so much more fits, and reserves it."""
@@ -216,10 +250,19 @@ def local_copy(url: str) -> Path:
         InputError: There is nothing at the URL, or nobody here may read it.
         PharosError: See `NodeCache.fetch`.
     """
+    return _this_node().fetch(url)
+
+
+def made(identity: object, size: int, build: Callable[[Path], None]) -> Path:
+    """This node's folder of what a recipe makes of its data and trials share; see `NodeCache.make`."""
+    return _this_node().make(identity, size, build)
+
+
+def _this_node() -> NodeCache:
     if _node is None:
         configure()
     assert _node is not None
-    return _node.fetch(url)
+    return _node
 
 
 class _BrokenCopyError(OSError):

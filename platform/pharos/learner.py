@@ -187,6 +187,9 @@ def _rate(config: OptimConfig, progress: float) -> float:
     """The share of the full learning rate at a point of the loop."""
     if config.schedule == "onecycle":
         return _one_cycle(progress)
+    if config.schedule == "steps":
+        # Epochs of a loop of n are at k/n: a third of three epochs is the second one's place, however it is rounded.
+        return float(config.gamma ** sum(progress >= at - 1e-9 for at in config.milestones))
     if config.schedule == "constant" or progress <= config.hold:
         return 1.0
     left = (1 - progress) / (1 - config.hold)

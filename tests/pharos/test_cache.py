@@ -325,3 +325,30 @@ def test_who_gives_up_waiting_leaves_the_filling_of_another_alone(bucket, cache,
 
     Bucket.faults[:] = [fill]
     assert contents(cache.fetch("bucket://h36m")) == contents(bucket / "h36m")
+
+
+def test_what_is_made_is_made_once_and_anew_when_it_is_another(tmp_path):
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        (folder / "a.txt").write_text("made")
+
+    cache = NodeCache(tmp_path, 1000)
+    first = cache.make(["trees", 1], 10, build)
+    assert (first / "a.txt").read_text() == "made"
+    assert NodeCache(tmp_path, 1000).make(["trees", 1], 10, build) == first
+    assert cache.make(["trees", 2], 10, build) != first
+    assert len(built) == 2
+
+
+def test_what_could_not_be_made_whole_is_not_there(tmp_path):
+    def fail(folder):
+        (folder / "a.txt").write_text("half")
+        raise InputError("no such jet")
+
+    cache = NodeCache(tmp_path, 1000)
+    with pytest.raises(InputError, match="no such jet"):
+        cache.make("trees", 10, fail)
+    assert not list(tmp_path.rglob("a.txt"))
+    assert (cache.make("trees", 10, lambda folder: (folder / "b").touch()) / "b").exists()

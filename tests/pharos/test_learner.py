@@ -403,3 +403,11 @@ def test_the_one_cycle_rises_and_falls_as_pytorch_s_does() -> None:
         if step < steps - 1:
             theirs.step()
     assert [round(_rate(config, at), 6) for at in (0.0, 0.3, 1.0)] == [0.04, 1.0, round(1 / 25e4, 6)]
+
+
+def test_the_rate_falls_in_steps_at_the_milestones():
+    config = OptimConfig(schedule="steps", gamma=0.5, milestones=[1 / 3, 2 / 3])
+    assert [_rate(config, epoch / 30) for epoch in (0, 9, 10, 19, 20, 29)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [_rate(config, epoch / 3) for epoch in range(3)] == [1, 0.5, 0.25]
+    with pytest.raises(InputError, match="milestones"):
+        OptimConfig(milestones=[10.0])

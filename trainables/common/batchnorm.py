@@ -36,7 +36,7 @@ def normalised(
 
     Args:
         module: Whose statistics.
-        x: (B, C, …).
+        x: (B, C, …); a worker may have none of the samples.
         weight: Gain of each channel, (C,); None: 1.
         bias: Shift of each channel, (C,); None: 0.
 
@@ -47,13 +47,15 @@ def normalised(
     axes = [0, *range(2, x.dim())]
     wide = x.float()
     count = x.numel() // channels
-    mean = wide.mean(axes)
+    mean = wide.mean(axes) if count else wide.new_zeros(channels)
     spread = (wide - mean.view(shape)).square().sum(axes).double()
     # In float64, so that the difference of two large sums does not lose the variance.
     mean = mean.double()
     sums = torch.cat([count * mean, spread + count * mean.square(), mean.new_tensor([count])])
     sums = _AllReduce.apply(sums)  # type: ignore[no-untyped-call]
     total = sums[-1].detach()
+    if total == 0:  # as a graph without edges: nothing to normalise, and nothing to learn from
+        return x if weight is None else x * weight.view(shape)
     if total <= 1:
         raise ValueError(f"batch normalisation needs more than one value per channel to train; it got {tuple(x.shape)}")
     mean = sums[:channels] / total
@@ -82,6 +84,18 @@ def _average_in(module: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance:
 def is_shared() -> bool:
     """Whether several workers train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` of rows, whose batch is that of all workers while it trains; there may be no row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C) -> the same shape."""
+        if not self.training:
+            return super().forward(x)
+        if is_shared():
+            return normalised(self, x, self.weight, self.bias)
+        return super().forward(x) if len(x) else x * self.weight
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from pharos.errors import InputError
 
+SCHEDULES = ("constant", "linear", "cosine", "onecycle", "steps")
 _FACTOR = "factor"  # of a parameter group's learning rate
 
 
@@ -30,21 +31,30 @@ class OptimConfig:
     """Added to the denominator of adam and adamw."""
     weight_decay: float = 0.0
     """L2 penalty of adam and sgd; decoupled decay of adamw."""
+    amsgrad: bool = False
+    """Whether adam and adamw divide by the largest second moment so far."""
     clip_norm: float = 0.0
     """Largest norm of a step's whole gradient; 0 leaves it as it is."""
     schedule: str = "constant"
     """constant; linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`; onecycle:
-    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines."""
+    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines; steps:
+    it is multiplied by `gamma` at each of the `milestones`."""
     hold: float = 0.5
     """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
+    gamma: float = 0.1
+    """steps: the factor."""
+    milestones: list[float] = field(default_factory=lambda: [1 / 3, 2 / 3])
+    """steps: where, as shares of the loop."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw", "sgd"):
             raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
-        if self.schedule not in ("constant", "linear", "cosine", "onecycle"):
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear, cosine or onecycle")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose {', '.join(SCHEDULES[:-1])} or steps")
         if not 0 <= self.hold < 1:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
+        if self.gamma <= 0 or any(not 0 < at < 1 for at in self.milestones):
+            raise InputError("steps: gamma must be above 0, and milestones shares of the loop, above 0 and below 1")
 
 
 def forget(optimizer: torch.optim.Optimizer) -> None:
@@ -77,7 +87,8 @@ def make_optimizer(
         return torch.optim.SGD(parameters, config.lr, config.beta1, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     # Fused: one kernel for all parameters, on CPU as on GPU.
-    return kind(parameters, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay, fused=True)
+    betas = config.beta1, config.beta2
+    return kind(parameters, config.lr, betas, config.eps, config.weight_decay, amsgrad=config.amsgrad, fused=True)
 
 
 def set_rate(optimizer: Any, rate: float) -> None:
