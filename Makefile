@@ -16,7 +16,7 @@ install: $(INSTALLED) ## create .venv and install Pharos and all that it uses
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[tune,deepspeed,s3,postgresql,wandb,report,pose,vision,dashboard,dev]'
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[tune,deepspeed,s3,postgresql,wandb,report,pose,vision,jets,dashboard,dev]'
 	@touch $@
 
 sweep: $(INSTALLED) ## search FAMILY (tipsy) on the embedded default; ARGS pass through: make sweep ARGS='trials=8 seed=1'

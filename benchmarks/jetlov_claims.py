@@ -34,9 +34,7 @@ VARIANTS = {
     "JetLOV, RegNet frozen": [*_COMMON, *_SPLIT, "recipe.model.regnet_frozen=true"],
     "raw momenta, no RegNet": [*_COMMON, *_LONG, "recipe.model.features=raw8"],
     "LundNet-3": [*_COMMON, *_LONG, "recipe.model.features=lund3"],
-    "JetLOV, scratch, relative_log": [
-        *(*_COMMON, *_LONG, "recipe.init=scratch", "recipe.model.raw_form=relative_log")
-    ],
+    "JetLOV, scratch, relative_log": [*(*_COMMON, *_LONG, "recipe.init=scratch", "recipe.model.raw_form=relative_log")],
 }
 _MAIN = ("LundNet-5", "JetLOV, pretrained")
 

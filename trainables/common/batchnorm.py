@@ -55,7 +55,7 @@ def normalised(
     sums = _AllReduce.apply(sums)  # type: ignore[no-untyped-call]
     total = sums[-1].detach()
     if total == 0:  # as a graph without edges: nothing to normalise, and nothing to learn from
-        return x if weight is None else x * weight.view(shape)
+        return x * (1 if weight is None else weight.view(shape)) + (0 if bias is None else bias.view(shape))
     if total <= 1:
         raise ValueError(f"batch normalisation needs more than one value per channel to train; it got {tuple(x.shape)}")
     mean = sums[:channels] / total
@@ -95,7 +95,7 @@ class BatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         if is_shared():
             return normalised(self, x, self.weight, self.bias)
-        return super().forward(x) if len(x) else x * self.weight
+        return super().forward(x) if len(x) else x * self.weight + self.bias
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -131,7 +131,9 @@ def _cluster(p4: Floats, counts: Ints, cuts: Cuts) -> _History:
     entered = 0
     for step, (width, jets) in enumerate(zip(range(n, 1, -1), active, strict=True)):
         for some in _blocks(entered, jets, max(1, _ROWS_AT_ONCE // width**2)):
-            d = _distances(y[some, :width, None], y[some, None, :width], phi[some, :width, None], phi[some, None, :width])
+            d = _distances(
+                y[some, :width, None], y[some, None, :width], phi[some, :width, None], phi[some, None, :width]
+            )
             if power:
                 d *= np.minimum(weight[some, :width, None], weight[some, None, :width])
             d[:, np.arange(width), np.arange(width)] = np.inf

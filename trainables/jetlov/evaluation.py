@@ -96,9 +96,7 @@ def resilience(own: tuple[Floats, Flags], other: tuple[Floats, Flags], efficienc
     return float(max(moved, 1e-12) ** -0.5)
 
 
-def generalisation(
-    results: dict[str, tuple[Floats, npt.NDArray[np.int8]]], trained: Iterable[str]
-) -> dict[str, float]:
+def generalisation(results: dict[str, tuple[Floats, npt.NDArray[np.int8]]], trained: Iterable[str]) -> dict[str, float]:
     """auc/<domain> of each; of those that were not trained on gap/ and zeta/, and the worst of both.
 
     Args:

@@ -22,8 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pharos.errors import PharosError
+from trainables.jetlov.data import open_study
+from trainables.jetlov.declustering import LUND
 from trainables.jetlov.jets import save
+from trainables.jetlov.pictures import draw_lund_planes, lund_density
 from trainables.jetlov.pythia import DOMAINS, PROCESSES, generate
+from trainables.jetlov.settings import JetDataConfig
+from trainables.jetlov.trees import some
 
 PRESETS = {"smoke": (1_000, 500, 1_000), "minutes": (10_000, 2_000, 5_000), "hour": (100_000, 10_000, 20_000)}
 """Jets of each class for training, validation and test."""
@@ -107,10 +112,32 @@ def make_all(shards: Sequence[Shard], folder: Path, processes: int) -> None:
                 done += future.result()
                 rate = done / (time.monotonic() - started)
                 left = (total - done) / rate
-                print(f"{futures[future].name}  {done:,} of {total:,} jets, {rate:.0f}/s, {left:.0f} s left", flush=True)
+                print(
+                    f"{futures[future].name}  {done:,} of {total:,} jets, {rate:.0f}/s, {left:.0f} s left", flush=True
+                )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _show(folder: Path, signal: str, domain: str) -> None:
+    """Declusters all splits, which caches them, and draws the Lund planes of the test's signal and background."""
+    from PIL import Image
+
+    config = JetDataConfig(source="shards", root=str(folder), task=signal, domains=domain)
+    started = time.monotonic()
+    study = open_study(config)
+    trees = study.test[domain]
+    jets = len(study.train) + len(study.val[domain]) + len(trees)
+    print(f"{signal} and qcd, {domain}: {jets:,} trees in {time.monotonic() - started:.1f} s")
+    planes = {name: some(trees, (trees.label == label).nonzero()[0]) for label, name in ((1, signal), (0, "qcd"))}
+    for name, own in planes.items():
+        means = ", ".join(f"{about} {value:.2f}" for about, value in zip(LUND, own.lund.mean(axis=0), strict=True))
+        print(f"  {name}: {own.counts.mean():.1f} splittings a jet; mean {means}")
+    picture = draw_lund_planes({name: lund_density(own) for name, own in planes.items()})
+    path = folder / f"lund-{signal}-{domain}.png"
+    Image.fromarray((picture.movedim(0, -1) * 255).byte().numpy()).save(path)
+    print(f"  {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_all(shards, options.output, options.processes)
         for signal in options.signal:
             for domain in options.domains:
-                pass
+                _show(options.output, signal, domain)
     except PharosError as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ Section 2.3 of the reference notes on JetLOV (arXiv 2311.14654), layer 1.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,6 @@ def load(path: Path) -> Jets:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Jets(file["p4"], file["offsets"], file["label"], str(file["domain"]))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise InputError(f"{path}: not a file of jets (p4, offsets, label, domain): {reason}") from None

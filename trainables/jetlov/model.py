@@ -259,9 +259,7 @@ class Tagger(nn.Module):
 
 def make_regnet(config: ModelConfig) -> RegNet:
     """The network of a configuration."""
-    return RegNet(
-        config.regnet_kind, config.n_vars, config.regnet_hidden, config.regnet_depth, config.regnet_dropout
-    )
+    return RegNet(config.regnet_kind, config.n_vars, config.regnet_hidden, config.regnet_depth, config.regnet_dropout)
 
 
 def raw_form(batch: Batch, form: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def read(source: str, files: Sequence[Source], task: str, domain: str) -> Jets:
             parts.append(readers[source](file, task, domain))
         except InputError as error:
             raise InputError(f"{file.path}: {str(error).removeprefix(f'{file.path}: ')}") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise InputError(f"{file.path}: cannot be read as source={source}: {reason}") from None
     return joined(parts)

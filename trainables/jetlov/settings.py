@@ -50,10 +50,10 @@ class JetDataConfig(Checked):
     """The same of the test (toy: 5,000)."""
     seed: int = 0
     """Of the toy shower, and of which jets are taken where not all are."""
-    ln_kt_min: float | None = None
-    """Splittings below this ln kt (GeV) are no nodes; null: all are."""
-    ln_delta_min: float | None = None
-    """Splittings narrower than this ln Delta end their branch; null: none does."""
+    kt_min: float = 0.0
+    """GeV: softer splittings are no nodes; 0: all are."""
+    delta_min: float = 0.0
+    """Splittings narrower than this angle end their branch; 0: none does."""
     algorithm: str = "CA"
     """How jets are reclustered: CA, kt or antikt."""
     secondary: bool = True
@@ -66,7 +66,7 @@ class JetDataConfig(Checked):
             InputError: One is impossible.
         """
         self.check_choices(source=SOURCES, task=TASKS, algorithm=tuple(ALGORITHMS))
-        self.check_least(0, "train", "val", "test")
+        self.check_least(0, "train", "val", "test", "kt_min", "delta_min")
         if not self.trained:
             raise InputError("recipe.data.domains: names at least one, such as nominal")
         if double := sorted({name for name in self.all_domains if self.all_domains.count(name) > 1}):
@@ -85,10 +85,7 @@ class JetDataConfig(Checked):
     @property
     def cuts(self) -> Cuts:
         """What becomes a node."""
-        from math import exp
-
-        kt, delta = (0.0 if value is None else exp(value) for value in (self.ln_kt_min, self.ln_delta_min))
-        return Cuts(kt, delta, self.algorithm, self.secondary)
+        return Cuts(self.kt_min, self.delta_min, self.algorithm, self.secondary)
 
 
 def _names(text: str) -> list[str]:

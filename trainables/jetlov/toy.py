@@ -156,7 +156,9 @@ def _power_law(rng: np.random.Generator, count: int) -> Floats:
 def _single(jet: Ints, pt: Floats, colour: Floats | float) -> Partons:
     """One parton a jet, that radiates from the jet's radius inwards."""
     zeros = np.zeros(len(jet))
-    return Partons(jet, pt.copy(), zeros, zeros.copy(), np.broadcast_to(colour, zeros.shape).copy(), zeros - np.log(RADIUS))
+    return Partons(
+        jet, pt.copy(), zeros, zeros.copy(), np.broadcast_to(colour, zeros.shape).copy(), zeros - np.log(RADIUS)
+    )
 
 
 def _w(rng: np.random.Generator, jet: Ints, pt: Floats) -> Partons:
@@ -192,7 +194,9 @@ def _until_inside(pt: Floats, decay: Callable[[Floats], list[Floats]]) -> list[F
             old[is_out] = new
 
 
-def _two_body(rng: np.random.Generator, pt: Floats, mass: Floats, m1: Floats | float, m2: Floats | float) -> list[Floats]:
+def _two_body(
+    rng: np.random.Generator, pt: Floats, mass: Floats, m1: Floats | float, m2: Floats | float
+) -> list[Floats]:
     parent = np.stack([pt, np.zeros_like(pt), np.zeros_like(pt), np.hypot(pt, mass)], axis=1)
     return _decayed(rng, parent, mass, m1, m2)
 
@@ -241,7 +245,9 @@ def _radiating(jet: Ints, quarks: list[Floats]) -> Partons:
         nearest = np.minimum(RADIUS, np.min(others, axis=0))
         quark = quarks[index]
         own = np.hypot(quark[:, 0], quark[:, 1])
-        parts.append(Partons(jet, own, y.copy(), phi.copy(), np.full(len(jet), C_F), -np.log(np.maximum(nearest, 1e-6))))
+        parts.append(
+            Partons(jet, own, y.copy(), phi.copy(), np.full(len(jet), C_F), -np.log(np.maximum(nearest, 1e-6)))
+        )
     total = parts[0]
     for part in parts[1:]:
         total = total + part

@@ -98,7 +98,9 @@ class Trees:
         arrays = (self.raw[rows], self.lund[rows], parent, children, degree[:, None].astype(np.float32), below, trees)
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (*arrays, label)))
 
-    def batches(self, size: int, device: torch.device, *, rank: int = 0, workers: int = 1) -> Iterator[tuple[Tensor, Batch]]:
+    def batches(
+        self, size: int, device: torch.device, *, rank: int = 0, workers: int = 1
+    ) -> Iterator[tuple[Tensor, Batch]]:
         """All jets in order, a share of each batch on every worker; all workers see as many batches.
 
         Yields:
