@@ -1,5 +1,6 @@
-"""Data that lies in a bucket, or was made of such data, once on each node: a folder with a size limit, the least recently
-used out.
+"""Data that lies in a bucket, or was made of data, once on each node: a folder with a size limit.
+
+The least recently used goes out.
 
     <folder>/<key>/entry.json   the sizes of its files; written last, so that an entry without it does not exist
     <folder>/<key>/data/        the files

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,78 @@ def _padded(p4: npt.NDArray[np.float32], starts: Ints, counts: Ints) -> Floats:
     return np.where((place < counts[:, None])[..., None], p4[rows], 0).astype(np.float64)
 
 
+class _Alive:
+    """The objects of a block of jets that are not merged yet: the first places of each row."""
+
+    def __init__(self, y: Floats, phi: Floats, pt2: Floats, power: int):
+        self._power = power
+        self.y, self.phi, self.weight = y.copy(), phi.copy(), _weight(pt2, power)
+        self.name = np.tile(np.arange(y.shape[1]), (len(y), 1))
+        self.near, self.distance = np.zeros(y.shape, dtype=np.int64), np.full(y.shape, np.inf)
+
+    def enter(self, jets: slice, width: int) -> None:
+        """Finds the neighbours in jets that have so many objects."""
+        for some in _blocks(jets, max(1, _ROWS_AT_ONCE // width**2)):
+            rows, columns = (some, slice(width), None), (some, None, slice(width))
+            d = self._between(rows, columns)
+            d[:, np.arange(width), np.arange(width)] = np.inf
+            self.near[some, :width] = d.argmin(axis=2)
+            self.distance[some, :width] = d.min(axis=2)
+
+    def closest(self, jets: int, width: int) -> tuple[Ints, Ints]:
+        """The places of the closest pair of each of the first jets, the lower first."""
+        one = self.distance[:jets, :width].argmin(axis=1)
+        other = self.near[np.arange(jets), one]
+        return np.minimum(one, other), np.maximum(one, other)
+
+    def replace(self, low: Ints, high: Ints, last: int, new: tuple[int, Floats, Floats, Floats]) -> None:
+        """Puts the merged pair into the lower place and the last object into the higher one.
+
+        Args:
+            low: Of each of the first jets.
+            high: The same.
+            last: The place that is free afterwards.
+            new: Name, rapidities, azimuths and squared transverse momenta of what the pairs became.
+        """
+        jets, r = len(low), np.arange(len(low))
+        for values in (self.y, self.phi, self.weight, self.name, self.near, self.distance):
+            values[r, high] = values[:jets, last]
+        self.name[r, low], self.y[r, low], self.phi[r, low] = new[:3]
+        self.weight[r, low] = _weight(new[3], self._power)
+        if last == 1:  # one object is left
+            return
+        near, nearest = self.near[:jets, :last], self.distance[:jets, :last]
+        is_lost = (near == low[:, None]) | (near == high[:, None])
+        np.copyto(near, high[:, None], where=near == last)
+        d = self._between((slice(jets), slice(last)), (r, low, None))
+        d[r, low] = np.inf
+        is_closer = d < nearest
+        np.copyto(nearest, d, where=is_closer)
+        np.copyto(near, low[:, None], where=is_closer)
+        self.near[r, low] = found = d.argmin(axis=1)
+        self.distance[r, low] = d[r, found]
+        is_lost[r, low] = False
+        jet, place = np.nonzero(is_lost)
+        if len(jet):
+            d = self._between((jet, slice(last)), (jet, place, None))
+            which = np.arange(len(jet))
+            d[which, place] = np.inf
+            self.near[jet, place] = found = d.argmin(axis=1)
+            self.distance[jet, place] = d[which, found]
+
+    def _between(self, one: Any, other: Any) -> Floats:
+        """Squared distances of objects at two sets of places, broadcast."""
+        around = np.abs(self.phi[one] - self.phi[other])
+        np.minimum(around, 2 * np.pi - around, out=around)
+        along = self.y[one] - self.y[other]
+        along *= along
+        around *= around
+        along += around
+        if self._power:
+            along *= np.minimum(self.weight[one], self.weight[other])
+        return np.asarray(along)
+
+
 def _cluster(p4: Floats, counts: Ints, cuts: Cuts) -> _History:
     """Merges the closest pair of each jet until one object is left.
 
@@ -115,89 +188,32 @@ def _cluster(p4: Floats, counts: Ints, cuts: Cuts) -> _History:
         cuts: Whose algorithm.
     """
     block, n = p4.shape[:2]
-    power = ALGORITHMS[cuts.algorithm]
-    momenta, children = np.zeros((block, 2 * n - 1, 4)), np.zeros((block, max(0, n - 1), 2), dtype=np.int64)
-    all_y, all_phi = np.zeros((block, 2 * n - 1)), np.zeros((block, 2 * n - 1))
-    momenta[:, :n] = p4
-    all_y[:, :n], all_phi[:, :n] = directions(p4)
-    pt2 = np.zeros((block, 2 * n - 1))
-    pt2[:, :n] = _pt2(p4)
-    # Of the objects alive, which are the first `width` places of a row:
-    y, phi, weight = all_y[:, :n].copy(), all_phi[:, :n].copy(), _weight(pt2[:, :n], power)
-    name = np.tile(np.arange(n), (block, 1))
-    near, distance = np.zeros((block, n), dtype=np.int64), np.full((block, n), np.inf)
-    rows = np.arange(block)
+    momenta, children = np.zeros((block, 2 * n - 1, 4)), np.zeros((block, n - 1, 2), dtype=np.int64)
+    y, phi, pt2 = (np.zeros((block, 2 * n - 1)) for _ in range(3))
+    momenta[:, :n], pt2[:, :n] = p4, _pt2(p4)
+    y[:, :n], phi[:, :n] = directions(p4)
+    alive = _Alive(y[:, :n], phi[:, :n], pt2[:, :n], ALGORITHMS[cuts.algorithm])
     active = [int(np.searchsorted(-counts, -width, side="right")) for width in range(n, 1, -1)]
     entered = 0
-    for step, (width, jets) in enumerate(zip(range(n, 1, -1), active, strict=True)):
-        for some in _blocks(entered, jets, max(1, _ROWS_AT_ONCE // width**2)):
-            d = _distances(
-                y[some, :width, None], y[some, None, :width], phi[some, :width, None], phi[some, None, :width]
-            )
-            if power:
-                d *= np.minimum(weight[some, :width, None], weight[some, None, :width])
-            d[:, np.arange(width), np.arange(width)] = np.inf
-            near[some, :width] = d.argmin(axis=2)
-            distance[some, :width] = d.min(axis=2)
+    for step, jets in enumerate(active):
+        width, new, r = n - step, n + step, np.arange(jets)
+        alive.enter(slice(entered, jets), width)
         entered = jets
-
-        r = rows[:jets]
-        one = distance[:jets, :width].argmin(axis=1)
-        other = near[r, one]
-        low, high = np.minimum(one, other), np.maximum(one, other)
-        first, second, new, last = name[r, low], name[r, high], n + step, width - 1
+        low, high = alive.closest(jets, width)
+        first, second = alive.name[r, low], alive.name[r, high]
         is_swapped = pt2[r, second] > pt2[r, first]
         children[:jets, step, 0] = np.where(is_swapped, second, first)
         children[:jets, step, 1] = np.where(is_swapped, first, second)
         total = momenta[r, first] + momenta[r, second]
         momenta[:jets, new], pt2[:jets, new] = total, _pt2(total)
-        all_y[:jets, new], all_phi[:jets, new] = directions(total)
-
-        for values in (y, phi, weight, name, near, distance):
-            values[r, high] = values[:jets, last]
-        y[r, low], phi[r, low], name[r, low] = all_y[:jets, new], all_phi[:jets, new], new
-        weight[r, low] = _weight(pt2[:jets, new], power)
-        if last == 1:  # one object is left
-            continue
-        neighbours, nearest = near[:jets, :last], distance[:jets, :last]
-        is_lost = (neighbours == low[:, None]) | (neighbours == high[:, None])
-        np.copyto(neighbours, high[:, None], where=neighbours == last)
-        d = _distances(y[:jets, :last], y[r, low, None], phi[:jets, :last], phi[r, low, None])
-        if power:
-            d *= np.minimum(weight[:jets, :last], weight[r, low, None])
-        d[r, low] = np.inf
-        is_closer = d < nearest
-        np.copyto(nearest, d, where=is_closer)
-        np.copyto(neighbours, low[:, None], where=is_closer)
-        near[r, low] = d.argmin(axis=1)
-        distance[r, low] = d[r, near[r, low]]
-        is_lost[r, low] = False
-        jet, place = np.nonzero(is_lost)
-        if len(jet):
-            d = _distances(y[jet, :last], y[jet, place, None], phi[jet, :last], phi[jet, place, None])
-            if power:
-                d *= np.minimum(weight[jet, :last], weight[jet, place, None])
-            which = np.arange(len(jet))
-            d[which, place] = np.inf
-            near[jet, place] = found = d.argmin(axis=1)
-            distance[jet, place] = d[which, found]
-    return _History(momenta, all_y, all_phi, children, active)
+        y[:jets, new], phi[:jets, new] = directions(total)
+        alive.replace(low, high, width - 1, (new, y[:jets, new], phi[:jets, new], pt2[:jets, new]))
+    return _History(momenta, y, phi, children, active)
 
 
-def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
-    for first in range(start, stop, size):
-        yield slice(first, min(stop, first + size))
-
-
-def _distances(y: Floats, other_y: Floats, phi: Floats, other_phi: Floats) -> Floats:
-    """Squared distances in the plane of rapidity and azimuth, broadcast."""
-    around = np.abs(phi - other_phi)
-    np.minimum(around, 2 * np.pi - around, out=around)
-    along = y - other_y
-    along *= along
-    around *= around
-    along += around
-    return along
+def _blocks(whole: slice, size: int) -> Iterator[slice]:
+    for first in range(whole.start, whole.stop, size):
+        yield slice(first, min(whole.stop, first + size))
 
 
 def _pt2(p4: Floats) -> Floats:
@@ -259,8 +275,8 @@ def _trees(history: _History, cuts: Cuts) -> Nodes:
             up[r, softer] = before
 
     does_count = is_node & (place[:, n:] >= 0)
-    for step, jets in enumerate(history.active):
-        does_count[jets:, step] = False
+    for step, active in enumerate(history.active):
+        does_count[active:, step] = False
     counts = does_count.sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
     jet, step = np.nonzero(does_count)

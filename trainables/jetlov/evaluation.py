@@ -139,7 +139,7 @@ def learned_variables(tagger: Tagger, trees: Trees, device: torch.device) -> tup
     rest = made - design @ torch.linalg.lstsq(design, made).solution
     variance = made.var(0).clamp_min(1e-12)
     r2 = 1 - rest.var(0) / variance
-    found = {}
+    found: dict[str, float] = {}
     for k in range(made.shape[1]):
         found |= {f"variable/{k}/mean": float(made[:, k].mean()), f"variable/{k}/std": float(variance[k].sqrt())}
         found[f"variable/{k}/r2"] = float(r2[k])

@@ -3,9 +3,9 @@
     python -m trainables.jetlov.generate --preset minutes --output FOLDER [--signal w top] [--domains nominal mpi]
     python platform/sweep.py --family jetlov data.source=shards data.root=FOLDER
 
-A folder holds shards `jets-<split>-<process>-<domain>-<number>.npz`. Each has a seed of its own, so that events are never
-split between training and test, shards are made side by side, and a command that was interrupted goes on with those that
-are missing. Sizes are section 2.6's of the reference notes on JetLOV (arXiv 2311.14654).
+A folder holds shards `jets-<split>-<process>-<domain>-<number>.npz`. Each has a seed of its own, so that events are
+never split between training and test, shards are made side by side, and a command that was interrupted goes on with
+those that are missing. Sizes are section 2.6's of the reference notes on JetLOV (arXiv 2311.14654).
 """
 
 from __future__ import annotations

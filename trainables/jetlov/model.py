@@ -181,7 +181,7 @@ class _FullLinear(torch.autograd.Function):
 @contextlib.contextmanager
 def _ieee() -> Iterator[None]:
     """Matrix products as their fp32 operands say, whatever the process allows."""
-    kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:

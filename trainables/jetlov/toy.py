@@ -1,6 +1,6 @@
 """A toy shower with a known Lund plane: the data that are always there.
 
-Section 2.6 (tier A) of the reference notes on JetLOV (arXiv 2311.14654): a leading-logarithmic shower, ordered in angle.
+Section 2.6 (tier A) of the reference notes on JetLOV (arXiv 2311.14654): a leading-logarithmic shower, by angle.
 All partons of all jets shower side by side, so that there is one pass over emissions and not one over jets.
 """
 

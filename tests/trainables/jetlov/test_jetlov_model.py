@@ -1,9 +1,11 @@
 """The networks: their sizes, the literal form, precision, what batches may hold, and the authors' files."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from benchmarks.declustering import jets_like_pythia
 from benchmarks.lundnet import literal
@@ -253,7 +255,7 @@ def test_metrics_are_those_of_their_definitions():
     assert auc(-score, is_signal) == pytest.approx(1 - auc(score, is_signal), abs=1e-12)
     assert abs(auc(score, is_signal) - 0.5) < 3 * 0.03
     efficiencies = [background_efficiency(score, is_signal, e) for e in np.linspace(0, 1, 21)]
-    assert all(a <= b for a, b in zip(efficiencies, efficiencies[1:], strict=False))
+    assert all(a <= b for a, b in pairwise(efficiencies))
     perfect = np.where(is_signal, 1.0, -1.0)
     assert describe(perfect, label)["accuracy"] == describe(perfect, label)["auc"] == 1
     assert rejection(perfect, is_signal, 0.5) == (~is_signal).sum()  # a lower bound

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,34 +37,35 @@ def test_trees_are_the_reference_algorithm_s(jets):
 def test_cuts_are_those_of_the_recursive_rules(jets, cuts):
     whole, cut = decluster(jets), decluster(jets, cuts)
     for jet in range(len(jets)):
-        start, stop = whole.offsets[jet : jet + 2]
-        lund, parent = whole.lund[start:stop], whole.parent[start:stop]
-        children = {p: [k for k in range(len(parent)) if parent[k] == p] for p in range(-1, len(parent))}
-        momenta = whole.raw[start:stop, [0, 4]]
-        kept = []
-
-        def visit(node, up):
-            if np.exp(lund[node, 1]) < cuts.delta_min:
-                return
-            is_node = np.exp(lund[node, 4]) >= cuts.kt_min
-            own = len(kept) if is_node else up
-            if is_node:
-                kept.append((node, up))
-            for child in children[node]:
-                total = momenta[child].sum()  # of which of the two subjets this is the splitting
-                is_harder = abs(total - momenta[node, 0]) < abs(total - momenta[node, 1])
-                if is_harder or (is_node and cuts.secondary):
-                    visit(child, own)
-
-        if lund.any():
-            visit(0, -1)
-        start, stop = cut.offsets[jet : jet + 2]
+        own, theirs = slice(*whole.offsets[jet : jet + 2]), slice(*cut.offsets[jet : jet + 2])
+        kept = by_the_rules(whole.lund[own], whole.raw[own, ::4], whole.parent[own], cuts)
         if not kept:
-            assert stop - start == 1
-            assert not cut.lund[start].any()
+            assert theirs.stop - theirs.start == 1
+            assert not cut.lund[theirs].any()
             continue
-        assert cut.parent[start:stop].tolist() == [up for _, up in kept]
-        assert np.array_equal(cut.lund[start:stop], lund[[node for node, _ in kept]])
+        assert cut.parent[theirs].tolist() == [up for _, up in kept]
+        assert np.array_equal(cut.lund[theirs], whole.lund[own][[node for node, _ in kept]])
+
+
+def by_the_rules(lund, pt, parent, cuts):
+    """Which nodes of a whole tree stay, and their new parents, by the recursion of section 2.4."""
+    kept = []
+
+    def visit(node, up):
+        if np.exp(lund[node, 1]) < cuts.delta_min:
+            return
+        is_node = np.exp(lund[node, 4]) >= cuts.kt_min
+        own = len(kept) if is_node else up
+        if is_node:
+            kept.append((node, up))
+        for child in np.flatnonzero(parent == node):
+            off = np.abs(pt[child].sum() - pt[node])  # of which of the two subjets this is the splitting
+            if off[0] < off[1] or (is_node and cuts.secondary):
+                visit(child, own)
+
+    if lund.any():
+        visit(0, -1)
+    return kept
 
 
 def test_nodes_are_one_less_than_constituents_and_form_one_tree(jets):
@@ -81,7 +83,7 @@ def test_nodes_are_one_less_than_constituents_and_form_one_tree(jets):
 def test_more_severe_cuts_leave_no_more_nodes(jets):
     for name, values in (("kt_min", (0, 0.3, 1, 3, 1e9)), ("delta_min", (0, 0.01, 0.1, 0.5, 99.0))):
         sizes = [np.diff(decluster(jets, Cuts(**{name: value})).offsets) for value in values]
-        assert all((a >= b).all() for a, b in zip(sizes, sizes[1:], strict=False))
+        assert all((a >= b).all() for a, b in pairwise(sizes))
         assert (sizes[-1] == 1).all()
 
 
