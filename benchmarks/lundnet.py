@@ -3,8 +3,8 @@
     python benchmarks/lundnet.py [--batch 256] [--rounds 5] [--steps 3] [--json FILE]
 
 The literal form computes every message from its edge (Theta (x_v - x_u) + Phi x_u) and adds them up with index_add.
-Both have the same weights and are timed in the same run on one thread, in turns, by the processor time of this process; best
-of the rounds. Says also how far their logits and gradients are apart.
+Both have the same weights and are timed in the same run on one thread, in turns, by the processor time of this process;
+best of the rounds. Says also how far their logits and gradients are apart.
 """
 
 from __future__ import annotations

@@ -275,18 +275,18 @@ def _trees(history: _History, cuts: Cuts) -> Nodes:
             up[r, softer] = before
 
     does_count = is_node & (place[:, n:] >= 0)
-    for step, active in enumerate(history.active):
-        does_count[active:, step] = False
+    for step, jets in enumerate(history.active):
+        does_count[jets:, step] = False
     counts = does_count.sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))])
-    jet, step = np.nonzero(does_count)
-    row = offsets[jet] + place[jet, n + step]
+    jet, merge = np.nonzero(does_count)
+    row = offsets[jet] + place[jet, n + merge]
     raw, lund = np.zeros((offsets[-1], 8), np.float32), np.zeros((offsets[-1], 5), np.float32)
     parent = np.full(offsets[-1], -1, np.int32)
-    parent[row] = up[jet, n + step]
-    p_a, p_b = history.momenta[jet, a[jet, step]], history.momenta[jet, b[jet, step]]
+    parent[row] = up[jet, n + merge]
+    p_a, p_b = history.momenta[jet, a[jet, merge]], history.momenta[jet, b[jet, merge]]
     raw[row] = raw_variables(p_a, p_b)
-    lund[row] = lund_variables(p_a, p_b, dy[jet, step], dphi[jet, step])
+    lund[row] = lund_variables(p_a, p_b, dy[jet, merge], dphi[jet, merge])
     return Nodes(raw, lund, parent, offsets)
 
 

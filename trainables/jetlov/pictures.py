@@ -57,7 +57,7 @@ def draw_lund_planes(planes: dict[str, npt.NDArray[np.float64]]) -> Tensor:
         for value in range(int(_Y[0]), int(_Y[1]) + 1, 2):
             row = 16 + int((_Y[1] - value) / (_Y[1] - _Y[0]) * (picture.shape[1] - 7))
             write(tile, lettering(f"{value:2d}"), row, 6)
-        write(tile, lettering("ln 1.Delta right. ln kt up"), low + 10, _MARGIN)
+        write(tile, lettering("-ln Delta right. ln kt up"), low + 10, _MARGIN)
         tiles.append(tile)
     return torch.cat(tiles, dim=2)
 

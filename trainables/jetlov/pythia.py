@@ -1,6 +1,7 @@
 """Jets of Pythia 8 proton collisions, by the card of section 2.6 of the reference notes on JetLOV (arXiv 2311.14654).
 
-Needs the package pythia8mc (`pip install -c constraints.txt 'pharos-sweeps[jets]'`), imported where it is used; Pythia is under the GPL and no part of Pharos. What is generated are numbers.
+Needs the package pythia8mc (`pip install -c constraints.txt 'pharos-sweeps[jets]'`), imported where it is used;
+Pythia is under the GPL and no part of Pharos. What is generated are numbers.
 """
 
 from __future__ import annotations
