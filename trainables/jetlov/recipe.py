@@ -77,6 +77,11 @@ class Jetlov(Recipe):
             "model.regnet_hidden": 8,
             "model.fc_hidden": 8,
             "model.fc_dropout": 0.0,
+            # The last biases of RegNet stand before a batch normalisation: their gradient is rounding alone, of which Adam
+            # would make whole steps.
+            "optim.eps": 1e-4,
+            "pretrain.optim.eps": 1e-4,
+            "regress.optim.eps": 1e-4,
             "keep": "last",
         },
     }
