@@ -144,7 +144,8 @@ def learned_variables(tagger: Tagger, trees: Trees, device: torch.device) -> tup
         found |= {f"variable/{k}/mean": float(made[:, k].mean()), f"variable/{k}/std": float(variance[k].sqrt())}
         found[f"variable/{k}/r2"] = float(r2[k])
     found["effective_rank"] = effective_rank(made)
-    return found, made, lund
+    # The last digits of a fit depend on where its matrices lie in memory; a resumed trial has to say the same.
+    return {name: round(value, 6) for name, value in found.items()}, made, lund
 
 
 def effective_rank(values: Tensor) -> float:

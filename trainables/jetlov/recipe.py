@@ -79,9 +79,10 @@ class Jetlov(Recipe):
             "model.fc_dropout": 0.0,
             # The last biases of RegNet stand before a batch normalisation: their gradient is rounding alone, of which Adam
             # would make whole steps.
-            "optim.eps": 1e-4,
-            "pretrain.optim.eps": 1e-4,
-            "regress.optim.eps": 1e-4,
+            "optim.eps": 1e-2,
+            "pretrain.optim.eps": 1e-2,
+            "regress.optim.eps": 1e-2,
+            "model.raw_form": "relative_log",
             "keep": "last",
         },
     }
@@ -235,5 +236,5 @@ def _looked_at(run: Run, config: JetlovConfig, learner: Learner, study: Study) -
     r2 = [about[f"variable/{k}/r2"] for k in range(len(table))]
     run.log_image("learned_variables", draw_correlations(table, r2))
     for k, row in enumerate(table.tolist()):
-        about |= {f"variable/{k}/correlation_{index}": value for index, value in enumerate(row)}
+        about |= {f"variable/{k}/correlation_{index}": round(value, 4) for index, value in enumerate(row)}
     return found | about
