@@ -77,8 +77,8 @@ class Jetlov(Recipe):
             "model.regnet_hidden": 8,
             "model.fc_hidden": 8,
             "model.fc_dropout": 0.0,
-            # The last biases of RegNet stand before a batch normalisation: their gradient is rounding alone, of which Adam
-            # would make whole steps.
+            # RegNet's last biases stand before a batch normalisation: their gradient is rounding alone, and Adam would
+            # make whole steps of it, other ones with two workers than with one.
             "optim.eps": 1e-2,
             "pretrain.optim.eps": 1e-2,
             "regress.optim.eps": 1e-2,
@@ -118,7 +118,7 @@ class Jetlov(Recipe):
             _keep_best(run, "tagger", config.keep, found, learner)
             if epoch.index == config.epochs - 1:
                 if config.keep != "last":
-                    learner.load_weights(run.state["tagger"]["weights"])
+                    learner.load_weights(run.state["tagger"]["network"])
                     found = _validated(run, learner, study)
                 found |= _tested(run, learner, study) | _looked_at(run, config, learner, study)
             epoch.report(found)
@@ -161,7 +161,7 @@ def _regressed(run: Run, config: JetlovConfig, study: Study) -> Weights:
         _keep_best(run, "regnet", "regression", found, learner)
         # A trial has no score yet, and pruners compare those that are: this stage says what a coin would.
         epoch.report({"val/auc": 0.5} | found)
-    weights: Weights = run.state["regnet"]["weights"]
+    weights: Weights = run.state["regnet"]["network"]
     return weights
 
 
@@ -183,7 +183,7 @@ def _pretrained(run: Run, config: JetlovConfig, study: Study) -> Weights:
         found = _validated(run, learner, study)
         _keep_best(run, "lundnet", config.keep, found, learner)
         epoch.report(found)
-    weights: Weights = run.state["lundnet"]["weights"]
+    weights: Weights = run.state["lundnet"]["network"]
     return weights
 
 
@@ -193,7 +193,7 @@ def _keep_best(run: Run, name: str, by: str, found: Mapping[str, float], learner
     best = run.state.get(name)
     if best is None or by == "last" or value > best["value"]:
         weights = {key: weight.cpu() for key, weight in learner.weights().items()}
-        run.state[name] = {"value": value, "weights": weights}
+        run.state[name] = {"value": value, "network": weights}
 
 
 def _validated(run: Run, learner: Learner, study: Study) -> dict[str, float]:

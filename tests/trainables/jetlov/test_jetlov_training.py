@@ -32,9 +32,9 @@ def train(**changes):
 def test_the_stages_follow_each_other_and_a_frozen_regnet_stays():
     run, metrics = train(**{"model.regnet_frozen": True})
     assert set(run._learners) == {"regnet", "lundnet", "tagger"}
-    before, after = run.state["regnet"]["weights"], run._learners["tagger"].weights()
+    before, after = run.state["regnet"]["network"], run._learners["tagger"].weights()
     assert all((after[name] == value).all() for name, value in before.items())
-    lundnet = run.state["lundnet"]["weights"]
+    lundnet = run.state["lundnet"]["network"]
     assert any((after[name] != value).any() for name, value in lundnet.items() if name.startswith("lundnet."))
     assert {"test/auc", "test/rejection_0.5", "variable/4/r2", "effective_rank"} <= set(metrics)
 
