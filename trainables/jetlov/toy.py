@@ -45,7 +45,7 @@ DOMAINS = {
     "alpha150": Domain(alpha=0.150),
     "kt07": Domain(kt_cut=0.7),
     "kt2": Domain(kt_cut=2.0),
-    "ue": Domain(underlying=15.0),
+    "ue": Domain(underlying=5.0),
 }
 
 

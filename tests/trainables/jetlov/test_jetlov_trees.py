@@ -198,7 +198,7 @@ def test_the_toy_s_domains_differ_and_the_same_seed_does_not():
     sizes = {name: len(make_jets("w", 300, name, 0).p4) for name in DOMAINS}
     assert sizes["alpha118"] < sizes["nominal"] < sizes["alpha150"]
     assert sizes["kt2"] < sizes["nominal"] < sizes["kt07"]
-    assert sizes["ue"] > sizes["nominal"] + 600 * 14
+    assert sizes["ue"] > sizes["nominal"] + 600 * 4.5
     assert np.array_equal(make_jets("qg", 5, "ue", 3).p4, make_jets("qg", 5, "ue", 3).p4)
 
 
