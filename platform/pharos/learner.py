@@ -176,7 +176,16 @@ class Learner:
 
 def _rate(config: OptimConfig, progress: float) -> float:
     """The share of the full learning rate at a point of the loop."""
+    if config.schedule == "onecycle":
+        return _one_cycle(progress)
     if config.schedule == "constant" or progress <= config.hold:
         return 1.0
     left = (1 - progress) / (1 - config.hold)
     return left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
+def _one_cycle(progress: float) -> float:
+    """Smith and Topin's cycle with PyTorch's proportions: the first 0.3 up from 1/25, the rest down to 1/250,000."""
+    lowest, last, rise = 1 / 25, 1 / 25e4, 0.3
+    low, part = (lowest, progress / rise) if progress < rise else (last, (1 - progress) / (1 - rise))
+    return low + (1 - low) * (0.5 - 0.5 * math.cos(math.pi * part))

@@ -12,7 +12,7 @@ from pharos.checkpoint import Checkpoints
 from pharos.engines import activations
 from pharos.engines.base import EngineConfig
 from pharos.errors import InputError
-from pharos.learner import Learner, OptimConfig
+from pharos.learner import Learner, OptimConfig, _rate
 from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.world import World
@@ -389,3 +389,17 @@ def test_a_learner_s_module_and_moments_go_when_it_does():
     del learner
     gc.collect()
     assert module() is None
+
+
+def test_the_one_cycle_rises_and_falls_as_pytorch_s_does() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    steps = 1001
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2.0, total_steps=steps)
+    config = OptimConfig(lr=2.0, schedule="onecycle")
+    for step in range(steps):
+        ours = config.lr * _rate(config, step / (steps - 1))
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=2.0 * 1.2e-2)  # theirs peaks a step earlier
+        optimizer.step()
+        if step < steps - 1:
+            theirs.step()
+    assert [round(_rate(config, at), 6) for at in (0.0, 0.3, 1.0)] == [0.04, 1.0, round(1 / 25e4, 6)]

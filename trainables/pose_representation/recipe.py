@@ -19,7 +19,8 @@ from pharos.run import Run
 from trainables.common.pose.adversarial import critic_objective, generator_objective
 from trainables.common.pose.evaluation import CollapseGuard, Judge
 from trainables.common.pose.networks import Critic
-from trainables.common.pose.settings import AdversarialConfig, Means
+from trainables.common.pose.settings import AdversarialConfig
+from trainables.common.settings import Means
 from trainables.pose_representation.data import Views, chance, flipped, open_poses
 from trainables.pose_representation.evaluation import CorrelationStudy, Stability
 from trainables.pose_representation.model import Independent, Joined, Partition, partition, shared_features

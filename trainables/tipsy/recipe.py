@@ -20,8 +20,9 @@ from pharos.run import Epoch, Run
 from trainables.common.pose.adversarial import ObjectiveSettings, critic_objective, generator_objective
 from trainables.common.pose.evaluation import CollapseGuard, Judge
 from trainables.common.pose.networks import Critic, Lifter
-from trainables.common.pose.settings import AdversarialConfig, Means, keras_adam
+from trainables.common.pose.settings import AdversarialConfig, keras_adam
 from trainables.common.pose.skeleton import SUBSETS
+from trainables.common.settings import Means
 from trainables.tipsy.data import Views, chance, flipped, open_poses
 from trainables.tipsy.losses import distillation_loss
 from trainables.tipsy.model import Pair

@@ -29,15 +29,16 @@ class OptimConfig:
     clip_norm: float = 0.0
     """Largest norm of a step's whole gradient; 0 leaves it as it is."""
     schedule: str = "constant"
-    """constant, linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`."""
+    """constant; linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`; onecycle:
+    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines."""
     hold: float = 0.5
     """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw", "sgd"):
             raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear or cosine")
+        if self.schedule not in ("constant", "linear", "cosine", "onecycle"):
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear, cosine or onecycle")
         if not 0 <= self.hold < 1:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
 

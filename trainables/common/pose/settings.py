@@ -1,4 +1,4 @@
-"""Settings of the adversarial stage that the lifting families share, and what it reports of an epoch."""
+"""Settings of the adversarial stage that the lifting families share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from pharos.errors import InputError
 from pharos.learner import OptimConfig
 from pharos.run import Epoch
 from trainables.common.pose.adversarial import ObjectiveSettings
 from trainables.common.pose.data import PoseDataConfig
+from trainables.common.settings import Checked
 
 
 def keras_adam() -> OptimConfig:
@@ -21,7 +19,7 @@ def keras_adam() -> OptimConfig:
 
 
 @dataclass
-class AdversarialConfig:
+class AdversarialConfig(Checked):
     """Defaults are the values of the papers' first author's code, where the papers are silent."""
 
     data: PoseDataConfig = field(default_factory=PoseDataConfig)
@@ -89,26 +87,6 @@ class AdversarialConfig:
         )
         self.check_least(1, "epochs", "batch_size", "width", "critic_width", "evaluate_every")
 
-    def check_choices(self, **choices: tuple[str, ...]) -> None:
-        """Refuses a value that is not one of those allowed, by field.
-
-        Raises:
-            InputError: There is one.
-        """
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"recipe.{name}={getattr(self, name)} must be one of {', '.join(allowed)}")
-
-    def check_least(self, low: int, *names: str) -> None:
-        """Refuses a number below the least allowed.
-
-        Raises:
-            InputError: There is one.
-        """
-        for name in names:
-            if getattr(self, name) < low:
-                raise InputError(f"recipe.{name}={getattr(self, name)} must be at least {low}")
-
     def layers(self) -> dict[str, Any]:
         """What all layers of the lifters have in common."""
         return {"norm": self.norm, "activation": self.activation, "dropout": self.dropout}
@@ -136,21 +114,3 @@ class AdversarialConfig:
     def is_due(self, epoch: Epoch, epochs: int) -> bool:
         """Whether this epoch of a loop of so many is evaluated."""
         return (epoch.index + 1) % self.evaluate_every == 0 or epoch.index == epochs - 1
-
-
-class Means:
-    """Means of named scalars over an epoch, summed on the device so that no step waits."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Takes up one step's."""
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """The means so far, as `train/<name>`."""
-        return {f"train/{name}": float(total) / self._counts[name] for name, total in self._sums.items()}

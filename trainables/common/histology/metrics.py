@@ -1,0 +1,117 @@
+"""Segmentation metrics from the confusion matrix of a whole data set, and how alike two sets of features are.
+
+Source: section 5 of the reference notes on ADS_UNet. Scores of a class that is neither in the truth nor in the
+prediction are NaN, and left out of every mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IGNORED = 255  # in masks: pixels that count for nothing
+
+
+def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Counts of pixels by class.
+
+    Args:
+        predicted: Classes, any shape.
+        truth: The same shape; `IGNORED` is left out.
+        classes: K.
+
+    Returns:
+        (K, K) float64; rows are the truth.
+    """
+    counted = truth != IGNORED
+    codes = truth[counted].long() * classes + predicted[counted].long()
+    return torch.bincount(codes, minlength=classes * classes).reshape(classes, classes).double()
+
+
+def class_iou(matrix: Tensor) -> Tensor:
+    """Intersection over union of each class (K,); NaN for one that occurs nowhere."""
+    both = matrix.diagonal()
+    return both / (matrix.sum(0) + matrix.sum(1) - both)
+
+
+def class_dice(matrix: Tensor) -> Tensor:
+    """Dice of each class (K,), `2 IoU / (1 + IoU)`; NaN for one that occurs nowhere."""
+    return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
+
+
+def mean_iou(matrix: Tensor) -> float:
+    """Over the classes that occur."""
+    return float(class_iou(matrix).nanmean())
+
+
+def scores(matrix: Tensor, names: tuple[str, ...] = ()) -> dict[str, float]:
+    """What is reported of a data set.
+
+    Args:
+        matrix: Its confusion matrix (K, K).
+        names: Of the classes, to report the IoU of each; empty: of none.
+
+    Returns:
+        `miou`, `dice` (mean over classes), `accuracy`; of two classes also `foreground_iou`, that of the second.
+        What is unknown, as the IoU of a class that does not occur, is left out.
+    """
+    iou = class_iou(matrix)
+    found = {
+        "miou": float(iou.nanmean()),
+        "dice": float(class_dice(matrix).nanmean()),
+        "accuracy": float(matrix.diagonal().sum() / matrix.sum()),
+    }
+    if len(matrix) == 2:
+        found["foreground_iou"] = float(iou[1])
+    found |= {f"iou/{name}": float(value) for name, value in zip(names, iou, strict=False)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def image_iou(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Each image's IoU (N,), averaged over the classes in its truth.
+
+    Args:
+        predicted: (N, H, W).
+        truth: (N, H, W); `IGNORED` is left out.
+        classes: K.
+    """
+    found = []
+    for ours, theirs in zip(predicted, truth, strict=True):
+        matrix = confusion(ours, theirs, classes)
+        present = matrix.sum(1) > 0
+        found.append(class_iou(matrix)[present].mean() if present.any() else matrix.new_zeros(()))
+    return torch.stack(found)
+
+
+def confusion_over(
+    predict: Callable[[Tensor], Tensor], images: Tensor, masks: Tensor, classes: int, batch: int
+) -> Tensor:
+    """The confusion matrix (K, K) of a data set, predicted in batches.
+
+    Args:
+        predict: Classes (B, H, W) of images (B, 3, H, W).
+        images: (N, 3, H, W).
+        masks: (N, H, W).
+        classes: K.
+        batch: B.
+    """
+    total = torch.zeros(classes, classes, dtype=torch.float64)
+    for start in range(0, len(images), batch):
+        image, mask = images[start : start + batch], masks[start : start + batch]
+        total += confusion(predict(image), mask, classes).cpu()
+    return total
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment of two sets of features, 1 for the same up to rotation and scale.
+
+    Args:
+        x: (n, p) features of n samples.
+        y: (n, q) those of the same samples.
+    """
+    x, y = (values.double() - values.double().mean(dim=0) for values in (x, y))
+    norm = torch.linalg.matrix_norm
+    return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)).clamp_min(1e-300))
