@@ -1,0 +1,152 @@
+"""MatSpectNet: learned responses to a recovered spectrum, what people would see of it, and a DBAT that gets both.
+
+Source: sections 3.4 to 3.6 of the reference notes on MatSpectNet (arXiv 2307.11466).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.common.materials.spectra import BANDS
+from trainables.matspectnet.camera import Camera, exposed, projected
+from trainables.matspectnet.perception import PROPERTIES, Perception
+from trainables.matspectnet.recovery import Recovery, SpectralAttention
+
+FILTERS = ("sample", "batch", "static", "identity")
+LEAST = 1e-4  # of a recovered reflectance, where ratios are taken of it
+_FLAT = 1e-6
+
+
+class Translation(nn.Module):
+    """Both ways between RGB and spectra.
+
+    Args:
+        recovery: RGB -> spectra.
+        camera: Spectra -> RGB; None: nothing is known of it.
+        exposure: How the camera's images are brought to the exposure of given ones, see `camera.exposed`.
+        hard: Whether recovered spectra are moved to where the camera sees exactly the given image.
+    """
+
+    def __init__(self, recovery: Recovery, camera: Camera | None, *, exposure: str = "none", hard: bool = False):
+        super().__init__()
+        self.recovery = recovery
+        self.camera = camera
+        self._exposure = exposure
+        self._hard = hard
+
+    def recovered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB (B, 3, H, W) -> spectra (B, 31, H, W) and features of the recovery net."""
+        spectra, features = self.recovery(x)
+        if self._hard and self.camera is not None:
+            spectra = projected(spectra, x, self.camera.matrix())
+        return spectra, features
+
+    def forward(self, x: Tensor, spectra: Tensor, clean: Tensor, other: Tensor) -> dict[str, Tensor]:
+        """Everything that one training step looks at.
+
+        Args:
+            x: (B, 3, H, W) images of the spectral set.
+            spectra: (B, 31, H, W) their spectra.
+            clean: (B, 3, H, W) the same images without noise.
+            other: (B, 3, H, W) images of the material set.
+
+        Returns:
+            spectra, other_spectra: recovered (B, 31, H, W); features, other_features: of the recovery net. With a
+            camera: seen, other_seen: RGB of the recovered spectra; synthetic: RGB of the true ones; cycle: the spectra
+            recovered from that.
+        """
+        found: dict[str, Tensor] = {}
+        found["spectra"], found["features"] = self.recovered(x)
+        found["other_spectra"], found["other_features"] = self.recovered(other)
+        if self.camera is not None:
+            found["seen"] = exposed(self.camera(found["spectra"]), clean, self._exposure)
+            found["other_seen"] = exposed(self.camera(found["other_spectra"]), other, self._exposure)
+            found["synthetic"] = exposed(self.camera(spectra), clean, self._exposure)
+            found["cycle"], _ = self.recovered(found["synthetic"])
+        return found
+
+
+class ResponseFilters(nn.Module):
+    """K response curves over the bands, each with its smallest value at 0 and its largest at 1.
+
+    Args:
+        count: K.
+        mode: Where a curve comes from: sample (its own attention over the image's spectra, averaged over the image);
+            batch (averaged over the batch too, as the authors have it: an image's result then depends on the others);
+            static (parameters); identity (no curves: the bands themselves).
+        pool: The attention sees the image at this part of its resolution.
+    """
+
+    def __init__(self, count: int = 12, mode: str = "sample", pool: int = 1):
+        super().__init__()
+        self._mode = mode
+        self._pool = pool
+        self.outputs = BANDS if mode == "identity" else count
+        if mode == "static":
+            self.curves = nn.Parameter(torch.rand(count, BANDS))
+        elif mode != "identity":
+            self.attentions = nn.ModuleList(SpectralAttention(BANDS) for _ in range(count))
+
+    def responses(self, spectra: Tensor) -> Tensor:
+        """Spectra (B, 31, H, W) -> curves (B, K, 31) in [0, 1]."""
+        if self._mode == "static":
+            curves = self.curves.expand(len(spectra), -1, -1)
+        else:
+            small = functional.avg_pool2d(spectra, self._pool) if self._pool > 1 else spectra
+            curves = torch.stack([attention(small).float().mean(dim=(2, 3)) for attention in self.attentions], dim=1)
+            if self._mode == "batch":
+                curves = curves.mean(dim=0, keepdim=True).expand(len(spectra), -1, -1)
+        low = curves.amin(dim=2, keepdim=True)
+        span = curves.amax(dim=2, keepdim=True) - low
+        # A flat curve responds to nothing.
+        return (curves - low) / span.clamp_min(_FLAT)
+
+    def forward(self, spectra: Tensor, shown: Tensor | None = None) -> Tensor:
+        """The responses to spectra (B, K, h, w).
+
+        Args:
+            spectra: (B, 31, H, W), from which curves are made.
+            shown: (B, 31, h, w), to which they are applied; None: the same. Responses are linear in it.
+        """
+        shown = spectra if shown is None else shown
+        if self._mode == "identity":
+            return shown
+        return torch.einsum("bnhw,bkn->bkhw", shown, self.responses(spectra))
+
+
+class SpectralBranch(nn.Module):
+    """Spectra -> features at the resolution of the decoder.
+
+    Responses and properties are taken of the spectra averaged over each patch. For responses, which are linear, that is
+    the same as averaging afterwards; the properties of 16 times fewer spectra are looked up.
+
+    Args:
+        filters: The response curves.
+        perception: The properties; None: none.
+        width: Features.
+        patch: Side of a pixel of the decoder in pixels of the image.
+    """
+
+    def __init__(self, filters: ResponseFilters, perception: Perception | None, width: int = 128, patch: int = 4):
+        super().__init__()
+        self.filters = filters
+        self.perception = perception
+        self._patch = patch
+        inputs = filters.outputs + (len(PROPERTIES) if perception is not None else 0)
+        self.layers = nn.Sequential(_mlp(inputs, width // 2, width), _mlp(width, width, width))
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        """Spectra (B, 31, H, W) -> (B, width, H/patch, W/patch)."""
+        spectra = spectra.clamp_min(LEAST)
+        small = functional.avg_pool2d(spectra, self._patch)
+        known = [self.filters(spectra, small)]
+        if self.perception is not None:
+            known.append(self.perception(small))
+        out: Tensor = self.layers(torch.cat(known, dim=1).movedim(1, -1)).movedim(-1, 1)
+        return out
+
+
+def _mlp(inward: int, inner: int, outward: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inward, inner), nn.GELU(), nn.Linear(inner, outward))
