@@ -178,6 +178,8 @@ def _rate(config: OptimConfig, progress: float) -> float:
     """The share of the full learning rate at a point of the loop."""
     if config.schedule == "onecycle":
         return _one_cycle(progress)
+    if config.schedule == "exponential":
+        return float(config.final**progress)
     if config.schedule == "constant" or progress <= config.hold:
         return 1.0
     left = (1 - progress) / (1 - config.hold)

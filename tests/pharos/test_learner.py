@@ -403,3 +403,11 @@ def test_the_one_cycle_rises_and_falls_as_pytorch_s_does() -> None:
         if step < steps - 1:
             theirs.step()
     assert [round(_rate(config, at), 6) for at in (0.0, 0.3, 1.0)] == [0.04, 1.0, round(1 / 25e4, 6)]
+
+
+def test_an_exponential_rate_falls_by_the_same_factor_each_epoch() -> None:
+    config = OptimConfig(schedule="exponential", final=0.97**380)
+    rates = [_rate(config, epoch / 380) for epoch in range(381)]
+    assert rates == pytest.approx([0.97**epoch for epoch in range(381)])
+    with pytest.raises(InputError, match="final=0"):
+        OptimConfig(final=0)

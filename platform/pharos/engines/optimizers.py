@@ -10,6 +10,9 @@ from torch import nn
 from pharos.errors import InputError
 
 
+_SCHEDULES = ("constant", "linear", "cosine", "onecycle", "exponential")
+
+
 @dataclass
 class OptimConfig:
     """An optimiser. The defaults are those of Adam in PyTorch."""
@@ -30,17 +33,22 @@ class OptimConfig:
     """Largest norm of a step's whole gradient; 0 leaves it as it is."""
     schedule: str = "constant"
     """constant; linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`; onecycle:
-    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines."""
+    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines;
+    exponential: it falls by the same factor every epoch, to the share `final` after the last."""
     hold: float = 0.5
     """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
+    final: float = 0.01
+    """exponential: the share of the rate that is left at the end of the loop."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw", "sgd"):
             raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
-        if self.schedule not in ("constant", "linear", "cosine", "onecycle"):
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear, cosine or onecycle")
+        if self.schedule not in _SCHEDULES:
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose {', '.join(_SCHEDULES[:-1])} or {_SCHEDULES[-1]}")
         if not 0 <= self.hold < 1:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
+        if not 0 < self.final <= 1:
+            raise InputError(f"final={self.final}: a share of the rate, above 0 and at most 1")
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
