@@ -1,7 +1,7 @@
 """The domain part: discriminators between two sets of images, and the pool of fakes that they are shown.
 
-Source: section 3.3 of the reference notes on MatSpectNet (arXiv 2307.11466); PatchGAN as in Zhu et al., "CycleGAN", least
-squares as in Mao et al., "LSGAN".
+Source: section 3.3 of the reference notes on MatSpectNet (arXiv 2307.11466); PatchGAN as in Zhu et al., "CycleGAN",
+least squares as in Mao et al., "LSGAN".
 """
 
 from __future__ import annotations

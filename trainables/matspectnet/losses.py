@@ -1,7 +1,7 @@
 """Losses of the recovery and of the translation between RGB and spectra, and errors of what is recovered.
 
-Source: sections 4.1, 4.2 and 5 of the reference notes on MatSpectNet (arXiv 2307.11466). The wiring of the translation is
-the notes' own: the authors' training step is not public.
+Source: sections 4.1, 4.2 and 5 of the reference notes on MatSpectNet (arXiv 2307.11466). The wiring of the translation
+is the notes' own: the authors' training step is not public.
 """
 
 from __future__ import annotations

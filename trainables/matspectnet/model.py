@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.common.materials.network import Segmenter
 from trainables.common.materials.spectra import BANDS
 from trainables.matspectnet.camera import Camera, exposed, projected
 from trainables.matspectnet.perception import PROPERTIES, Perception
@@ -43,8 +44,10 @@ class Translation(nn.Module):
             spectra = projected(spectra, x, self.camera.matrix())
         return spectra, features
 
-    def forward(self, x: Tensor, spectra: Tensor, clean: Tensor, other: Tensor) -> dict[str, Tensor]:
-        """Everything that one training step looks at.
+    def forward(
+        self, x: Tensor, spectra: Tensor | None = None, clean: Tensor | None = None, other: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What images alone tell; or, with all that is known of them, everything that a training step looks at.
 
         Args:
             x: (B, 3, H, W) images of the spectral set.
@@ -53,18 +56,24 @@ class Translation(nn.Module):
             other: (B, 3, H, W) images of the material set.
 
         Returns:
-            spectra, other_spectra: recovered (B, 31, H, W); features, other_features: of the recovery net. With a
-            camera: seen, other_seen: RGB of the recovered spectra; synthetic: RGB of the true ones; cycle: the spectra
-            recovered from that.
+            `spectra` (B, 31, H, W) and `features` of the recovery net; with a camera also `seen`, the RGB image of
+            those spectra. In training also the same of the other images (`other_...`), and with a camera `synthetic`,
+            the RGB of the true spectra, and `cycle`, the spectra recovered from it.
         """
-        found: dict[str, Tensor] = {}
-        found["spectra"], found["features"] = self.recovered(x)
-        found["other_spectra"], found["other_features"] = self.recovered(other)
+        found = self._both_ways("", x, x if clean is None else clean)
+        if spectra is None or clean is None or other is None:
+            return found
+        found |= self._both_ways("other_", other, other)
         if self.camera is not None:
-            found["seen"] = exposed(self.camera(found["spectra"]), clean, self._exposure)
-            found["other_seen"] = exposed(self.camera(found["other_spectra"]), other, self._exposure)
             found["synthetic"] = exposed(self.camera(spectra), clean, self._exposure)
             found["cycle"], _ = self.recovered(found["synthetic"])
+        return found
+
+    def _both_ways(self, prefix: str, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        spectra, features = self.recovered(x)
+        found = {f"{prefix}spectra": spectra, f"{prefix}features": features}
+        if self.camera is not None:
+            found[f"{prefix}seen"] = exposed(self.camera(spectra), target, self._exposure)
         return found
 
 
@@ -146,6 +155,36 @@ class SpectralBranch(nn.Module):
             known.append(self.perception(small))
         out: Tensor = self.layers(torch.cat(known, dim=1).movedim(1, -1)).movedim(-1, 1)
         return out
+
+
+class MatSpectNet(nn.Module):
+    """Images and their spectra -> logits (B, K, S, S).
+
+    Spectra enter the decoder alone, so that the backbone keeps its pre-trained stem.
+
+    Args:
+        segmenter: A DBAT, or its baseline, with as many extra channels as the branch gives.
+        branch: Of the spectra; None: images alone, which is DBAT.
+    """
+
+    def __init__(self, segmenter: Segmenter, branch: SpectralBranch | None):
+        super().__init__()
+        self.segmenter = segmenter
+        self.branch = branch
+
+    def forward(self, x: Tensor, spectra: Tensor | None = None) -> Tensor:
+        """Logits at the images' size, fp32.
+
+        Args:
+            x: (B, 3, S, S) in [0, 1].
+            spectra: (B, 31, S, S), if there is a branch.
+        """
+        features, _, _ = self.segmenter.features(x - 0.5)
+        if self.branch is not None:
+            assert spectra is not None
+            features = torch.cat([features, self.branch(spectra)], dim=1)
+        logits: Tensor = self.segmenter.head(features)
+        return logits
 
 
 def _mlp(inward: int, inner: int, outward: int) -> nn.Sequential:

@@ -22,7 +22,7 @@ class Scene:
         name: Of the scene.
         rgb: (3, H, W), bytes or in [0, 1].
         read: Its spectra.
-        clean: (3, H, W) the image without noise; None: there is none but `rgb`.
+        clean: (3, H, W) the image without noise, in the unit of `rgb`; None: there is none.
     """
 
     name: str
@@ -59,8 +59,9 @@ class SpectralSet:
             index: Which.
             most: Longest side; of larger images the middle is given.
         """
-        height, width = (min(side, most) for side in self._scenes[index].rgb.shape[1:])
-        top, left = ((side - part) // 2 for side, part in zip(self._scenes[index].rgb.shape[1:], (height, width)))
+        sides = self._scenes[index].rgb.shape[1:]
+        height, width = (min(side, most) for side in sides)
+        top, left = ((side - min(side, most)) // 2 for side in sides)
         x, spectra, clean = self._window(index, top, left, height, width)
         return x[None], spectra[None], clean[None]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -26,7 +25,8 @@ from trainables.common.materials.scenes import (
     matscale,
     metascene,
 )
-from trainables.common.materials.spectra import Spectra, camera, read_table
+from trainables.common.materials.spectra import Spectra, camera
+from trainables.common.materials.spectra_files import read_samples
 from trainables.common.settings import Checked
 
 GENERATED = ("matscale", "metascene")
@@ -189,9 +189,9 @@ def reflectances(config: MaterialsDataConfig) -> Spectra | None:
     """
     if not config.spectra:
         return None
-    path = Path(local_copy(config.spectra))
+    table = read_samples(config.spectra).spectra.double().numpy()
     try:
-        return chosen_reflectances(read_table(path))
+        return chosen_reflectances(table)
     except ValueError as error:
         raise InputError(f"data.spectra={config.spectra}: {error}") from None
 

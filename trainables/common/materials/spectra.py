@@ -5,13 +5,8 @@ Source: section 2.5 of the reference notes on MatSpectNet. All spectra have the 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
-
-from pharos.errors import InputError
 
 Spectra = npt.NDArray[np.float64]
 
@@ -113,30 +108,3 @@ def angle(first: Spectra, second: Spectra) -> float:
     """Spectral angle between two spectra, radians."""
     cosine = first @ second / (np.linalg.norm(first) * np.linalg.norm(second))
     return float(np.arccos(np.clip(cosine, -1, 1)))
-
-
-def read_table(path: Path) -> Spectra:
-    """Measured spectra (N, 31) of a file, interpolated to the bands.
-
-    Either JSON as rawtoaces has it (`spectral_data.data.main`: wavelength in nm -> a list of N values), or text: a
-    first line of wavelengths in nm, then a line for each spectrum; separated by commas or blanks.
-
-    Raises:
-        InputError: It is neither, or does not reach from 400 to 700 nm.
-    """
-    try:
-        text = path.read_text()
-        if path.suffix.lower() == ".json":
-            rows = json.loads(text)["spectral_data"]["data"]["main"]
-            wavelengths = np.array([float(key) for key in rows])
-            values = np.array([rows[key] for key in rows], dtype=np.float64).T
-        else:
-            lines = [[float(v) for v in line.replace(",", " ").split()] for line in text.splitlines() if line.strip()]
-            wavelengths, values = np.array(lines[0]), np.array(lines[1:])
-        order = np.argsort(wavelengths)
-        wavelengths, values = wavelengths[order], values[:, order]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: not a table of spectra ({type(error).__name__}: {error})") from None
-    if wavelengths[0] > WAVELENGTHS[0] or wavelengths[-1] < WAVELENGTHS[-1]:
-        raise InputError(f"{path}: spectra from {wavelengths[0]:g} to {wavelengths[-1]:g} nm; 400 to 700 nm are needed")
-    return np.stack([np.interp(WAVELENGTHS, wavelengths, row) for row in values])
