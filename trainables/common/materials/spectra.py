@@ -78,7 +78,8 @@ def planck(kelvin: float) -> Spectra:
 
     def power(nm: Spectra | float) -> Spectra:
         metres = np.asarray(nm) * 1e-9
-        return metres**-5 / np.expm1(1.438777e-2 / (metres * kelvin))
+        watts: Spectra = metres**-5 / np.expm1(1.438777e-2 / (metres * kelvin))
+        return watts
 
     return power(WAVELENGTHS) / power(560.0)
 
@@ -106,7 +107,8 @@ def metamer(first: Spectra, second: Spectra, matrix: Spectra) -> Spectra:
     """
     gain = (matrix @ first).mean() / (matrix @ second).mean()
     projector = seen(matrix)
-    return projector @ first + gain * second - projector @ (gain * second)
+    mixed: Spectra = projector @ first + gain * second - projector @ (gain * second)
+    return mixed
 
 
 def angle(first: Spectra, second: Spectra) -> float:
