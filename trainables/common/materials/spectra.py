@@ -78,10 +78,9 @@ def planck(kelvin: float) -> Spectra:
 
     def power(nm: Spectra | float) -> Spectra:
         metres = np.asarray(nm) * 1e-9
-        watts: Spectra = metres**-5 / np.expm1(1.438777e-2 / (metres * kelvin))
-        return watts
+        return np.asarray(metres**-5 / np.expm1(1.438777e-2 / (metres * kelvin)))
 
-    return power(WAVELENGTHS) / power(560.0)
+    return np.asarray(power(WAVELENGTHS) / power(560.0))
 
 
 def response(sensitivity: Spectra, light: Spectra) -> Spectra:

@@ -35,8 +35,7 @@ def filtered(white: Tensor, periods: Tensor) -> Tensor:
     octaves = (frequency.clamp_min(1e-12) * periods[..., None, None]).log2()
     band = torch.exp(-octaves.square() / (2 * _OCTAVES**2))
     noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * band, s=(side, side))
-    noise = noise / noise.square().mean(dim=(-2, -1), keepdim=True).sqrt()
-    return noise
+    return noise / noise.square().mean(dim=(-2, -1), keepdim=True).sqrt()
 
 
 def voronoi(count: int, cells: int, side: int, generator: torch.Generator) -> Tensor:

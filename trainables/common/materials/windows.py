@@ -100,7 +100,8 @@ class WindowBlock(nn.Module):
         asked = self.norm(x)
         given = asked if other is None or self.value_norm is None else self.value_norm(other)
         x = x + self.drop_path(self._attend(asked, given))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        branch: Tensor = self.drop_path(self.mlp(self.mlp_norm(x)))
+        return x + branch
 
     def _attend(self, asked: Tensor, given: Tensor) -> Tensor:
         height, width = asked.shape[1:3]
