@@ -65,9 +65,7 @@ class SwinV2(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """M1 to M4."""
         maps = self.body(images).feature_maps
-        return tuple(
-            norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(self.norms, maps, strict=True)
-        )
+        return tuple(norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(self.norms, maps, strict=True))
 
 
 def _start(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainables.common.drawing import lettering, write
 from trainables.common.pose.skeleton import JOINTS, SUBSETS
 from trainables.pose_representation.evaluation import Correlations
 
@@ -12,7 +13,6 @@ _CELL = 13  # pixels
 _MARGIN = 68  # for the longest label
 _TITLE, _BAR, _GAP = 14, 26, 14
 _BETWEEN = torch.tensor([0.55, 0.55, 0.55])
-_INK = torch.tensor([0.10, 0.10, 0.12])
 # From nothing to most, evenly spaced.
 _COLOURS = torch.tensor(
     [
@@ -24,30 +24,6 @@ _COLOURS = torch.tensor(
         [0.10, 0.02, 0.18],
     ]
 )
-# A 5 x 7 fount: five columns a character, the lowest bit on top.
-_GLYPHS = {
-    " ": "0000000000",
-    ".": "0060600000",
-    **dict(zip("01234", ("3E5149453E", "00427F4000", "7249494946", "2141494D33", "1814127F10"), strict=True)),
-    **dict(zip("56789", ("2745454539", "3C4A494931", "4121110907", "3649494936", "464949291E"), strict=True)),
-    **dict(zip("ABCDE", ("7C1211127C", "7F49494936", "3E41414122", "7F4141413E", "7F49494941"), strict=True)),
-    **dict(zip("FGHIJ", ("7F09090901", "3E41415173", "7F0808087F", "00417F4100", "2040413F01"), strict=True)),
-    **dict(zip("KLMNO", ("7F08142241", "7F40404040", "7F021C027F", "7F0408107F", "3E4141413E"), strict=True)),
-    **dict(zip("PQRST", ("7F09090906", "3E4151215E", "7F09192946", "2649494932", "03017F0103"), strict=True)),
-    **dict(zip("UVWXY", ("3F4040403F", "1F2040201F", "3F4038403F", "6314081463", "0304780403"), strict=True)),
-    "Z": "6159494D43",
-}
-
-
-def lettering(text: str) -> Tensor:
-    """Text as a mask (7, 6 n) of the pixels that are inked; characters without a glyph are blank."""
-    columns = [
-        int(code[k : k + 2], 16)
-        for c in text.upper()
-        for code in [_GLYPHS.get(c, _GLYPHS[" "]) + "00"]
-        for k in range(0, 12, 2)
-    ]
-    return torch.tensor([[bool(column >> row & 1) for column in columns] for row in range(7)])
 
 
 def colours(values: Tensor) -> Tensor:
@@ -90,19 +66,19 @@ def _panel(title: str, table: Tensor) -> Tensor:
         if line:
             canvas[:, top + line - 1 : top + line - 1 + width, _MARGIN:] = _BETWEEN[:, None, None]
             canvas[:, top : top + size, _MARGIN + line - 1 : _MARGIN + line - 1 + width] = _BETWEEN[:, None, None]
-    _write(canvas, lettering(title), 2, _MARGIN)
+    write(canvas, lettering(title), 2, _MARGIN)
     for place, joint in enumerate(subset.ids):
         label = lettering(_short(JOINTS[joint].name))
         middle = place * _CELL + (_CELL - 7) // 2
-        _write(canvas, label, top + middle, _MARGIN - label.shape[1] - 2)
+        write(canvas, label, top + middle, _MARGIN - label.shape[1] - 2)
         # Turned by a quarter, read upwards.
         upright = label.T.flip(0)
-        _write(canvas, upright, top - len(upright) - 2, _MARGIN + middle)
+        write(canvas, upright, top - len(upright) - 2, _MARGIN + middle)
     bar = colours(torch.linspace(0, 1, size)).unsqueeze(1).expand(3, 8, size)
     canvas[:, top + size + 5 : top + size + 13, _MARGIN:] = bar
     high = lettering(f"{most:.2f}")
-    _write(canvas, lettering("0"), top + size + 16, _MARGIN)
-    _write(canvas, high, top + size + 16, _MARGIN + size - high.shape[1])
+    write(canvas, lettering("0"), top + size + 16, _MARGIN)
+    write(canvas, high, top + size + 16, _MARGIN + size - high.shape[1])
     return canvas
 
 
@@ -110,9 +86,3 @@ def _short(name: str) -> str:
     """`right shoulder` -> `r shoulder`; `head top` -> `head`."""
     first, _, second = name.partition(" ")
     return f"{first[0]} {second}" if first in ("left", "right") else first
-
-
-def _write(canvas: Tensor, mask: Tensor, row: int, column: int) -> None:
-    height, width = mask.shape
-    area = canvas[:, row : row + height, column : column + width]
-    area[:, mask] = _INK[:, None]

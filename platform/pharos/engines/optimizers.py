@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,8 @@ class OptimConfig:
     """Added to the denominator of adam and adamw."""
     weight_decay: float = 0.0
     """L2 penalty of adam and sgd; decoupled decay of adamw."""
+    undecayed: list[str] = field(default_factory=list)
+    """Parameters without weight decay: those that have one of these in their names, such as [norm, bias]."""
     clip_norm: float = 0.0
     """Largest norm of a step's whole gradient; 0 leaves it as it is."""
     schedule: str = "constant"
@@ -39,23 +42,39 @@ class OptimConfig:
     """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
     final: float = 0.01
     """exponential: the share of the rate that is left at the end of the loop."""
+    warmup: int = 0
+    """Updates, from the learner's first, over which the rate rises linearly to what the schedule says."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw", "sgd"):
             raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
         if self.schedule not in _SCHEDULES:
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose {', '.join(_SCHEDULES[:-1])} or {_SCHEDULES[-1]}")
+            known = f"{', '.join(_SCHEDULES[:-1])} or {_SCHEDULES[-1]}"
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose {known}")
         if not 0 <= self.hold < 1:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
         if not 0 < self.final <= 1:
             raise InputError(f"final={self.final}: a share of the rate, above 0 and at most 1")
+        if self.warmup < 0:
+            raise InputError(f"warmup={self.warmup}: a number of updates, at least 0")
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """An optimiser of the parameters that are trainable now."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = parameter_groups(module, config)
     if config.name == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.beta1, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     # Fused: one kernel for all parameters, on CPU as on GPU.
     return kind(parameters, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay, fused=True)
+
+
+def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The parameters that are trainable now: those that decay, and those that do not, if there are any."""
+    decayed, others = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_decayed = not any(part in name for part in config.undecayed)
+            (decayed if is_decayed else others).append(parameter)
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

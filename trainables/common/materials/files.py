@@ -126,6 +126,7 @@ def open_collection(
         place = root
     else:
         raise InputError(f"data.root={root}: there is no such folder or zip archive")
+    names: tuple[str, ...]
     if source == "lmd":
         samples, names = _lmd(place), LMD_CLASSES
     elif source == "opensurfaces":

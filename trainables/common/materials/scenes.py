@@ -232,20 +232,20 @@ def chosen_reflectances(table: Spectra) -> Spectra:
     colours = table @ matrix.T
     bright = colours.mean(axis=1)
     usable = np.flatnonzero(bright > _DARKEST)
-    pairs = []
-    for a in usable:
+    pairs: list[tuple[float, int, int]] = []
+    for a in usable.tolist():
         gains = bright[a] / bright[usable]
         gap = (gains[:, None] * table[usable] - table[a]) @ unseen
         other = table[a] + gap
         inside_range = (other.min(axis=1) > _REFLECTED[0]) & (other.max(axis=1) < _REFLECTED[1])
         distance = np.where(inside_range, np.sqrt((gap**2).mean(axis=1)), 0.0)
         best = int(distance.argmax())
-        pairs.append((float(distance[best]), int(a), int(usable[best])))
+        pairs.append((float(distance[best]), a, int(usable[best])))
     taken: list[tuple[int, int]] = []
-    for distance_of, a, b in sorted(pairs, reverse=True):
+    for gap_of, a, b in sorted(pairs, reverse=True):
         used = {index for pair in taken for index in pair}
         is_new = all(np.abs(colours[a] - colours[first]).max() > _COLOUR_APART for first, _ in taken)
-        if distance_of > 0 and a not in used and b not in used and is_new:
+        if gap_of > 0 and a not in used and b not in used and is_new:
             taken.append((a, b))
         if len(taken) == len(PAIRS):
             return table[[index for pair in taken for index in pair]]

@@ -73,9 +73,9 @@ def planck(kelvin: float) -> Spectra:
 
     def power(nm: Spectra | float) -> Spectra:
         metres = np.asarray(nm) * 1e-9
-        return metres**-5 / np.expm1(1.438777e-2 / (metres * kelvin))
+        return np.asarray(metres**-5 / np.expm1(1.438777e-2 / (metres * kelvin)))
 
-    return power(WAVELENGTHS) / power(560.0)
+    return np.asarray(power(WAVELENGTHS) / power(560.0))
 
 
 def response(sensitivity: Spectra, light: Spectra) -> Spectra:
@@ -101,7 +101,8 @@ def metamer(first: Spectra, second: Spectra, matrix: Spectra) -> Spectra:
     """
     gain = (matrix @ first).mean() / (matrix @ second).mean()
     projector = seen(matrix)
-    return projector @ first + gain * second - projector @ (gain * second)
+    mixed: Spectra = projector @ first + gain * second - projector @ (gain * second)
+    return mixed
 
 
 def angle(first: Spectra, second: Spectra) -> float:

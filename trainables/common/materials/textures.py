@@ -34,7 +34,7 @@ def filtered(white: Tensor, periods: Tensor) -> Tensor:
     frequency = (rows[:, None].square() + columns[None, :].square()).sqrt()
     octaves = (frequency.clamp_min(1e-12) * periods[..., None, None]).log2()
     band = torch.exp(-octaves.square() / (2 * _OCTAVES**2))
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) * band, s=(side, side))
+    noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * band, s=(side, side))
     return noise / noise.square().mean(dim=(-2, -1), keepdim=True).sqrt()
 
 
