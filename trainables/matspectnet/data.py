@@ -14,10 +14,20 @@ from torch import Tensor
 
 from pharos.cache import local_copy
 from pharos.errors import InputError
+from pharos.run import Epoch
 from trainables.common.materials import data as common
-from trainables.common.materials.data import Materials, MaterialsDataConfig, generated, open_materials, reflectances
+from trainables.common.materials.data import (
+    MATERIAL_CAMERA,
+    MATERIAL_KELVINS,
+    Materials,
+    MaterialsDataConfig,
+    generated,
+    open_materials,
+    reflectances,
+    shown,
+)
 from trainables.common.materials.scenes import Scenes, metascene
-from trainables.common.materials.spectra import REFLECTANCES, WAVELENGTHS, camera, planck
+from trainables.common.materials.spectra import REFLECTANCES, WAVELENGTHS, Spectra, camera, planck
 from trainables.common.materials.spectra_files import Samples, read_camera, read_samples
 from trainables.matspectnet.normalisation import NORMALISATIONS, value_range
 from trainables.matspectnet.spectral_files import arad, cave
@@ -28,6 +38,7 @@ SPECTRAL_KELVINS = (2856.0, 6500.0)
 
 _SEEDS = 10  # of one `seed`; the images with materials take the first three
 _SPECTRAL_SEEDS = {"train": 3, "validation": 4}
+_HIDDEN_SEED = 5
 _DATABASE = 1294  # samples of the generated table, as many as the paper's has
 _ROUGHNESS = (0.0, 0.05, 0.1, 0.2, 0.3)
 _GLOSS = (0.0024, 1.87)  # median and logarithmic spread of the samples' specularity
@@ -88,6 +99,8 @@ class Domains:
         materials: Images with labels.
         spectral: Images with spectra to train on.
         spectral_validation: The same to validate on.
+        hidden: As many generated images with materials and their spectra, to measure how well these are recovered;
+            None: the images with materials are real, or have no spectra.
         sensitivity: (3, 31) what is known of the camera of the images with spectra.
         samples: Measured ones.
     """
@@ -95,6 +108,7 @@ class Domains:
     materials: Materials
     spectral: SpectralSet
     spectral_validation: SpectralSet
+    hidden: SpectralSet | None
     sensitivity: Tensor
     samples: Samples
 
@@ -145,6 +159,7 @@ def open_domains(config: MatSpectNetDataConfig) -> Domains:
         replace(found, **parts),
         SpectralSet(train, config.normalise),
         SpectralSet(validation, config.normalise),
+        SpectralSet(_hidden_scenes(config), config.normalise) if config.source == "metascene" else None,
         sensitivity(config),
         read_samples(config.samples) if config.samples else generated_samples(config.seed),
     )
@@ -178,19 +193,30 @@ def _spectral_scenes(config: MatSpectNetDataConfig) -> tuple[list[Scene], list[S
         return arad(root, "Train"), arad(root, "Valid")
     scenes = cave(root, sensitivity(config), photons=config.photons, seed=config.seed)
     if len(scenes) <= config.spectral_validation:
-        raise InputError(
-            f"recipe.data.spectral_validation={config.spectral_validation} leaves none of {len(scenes)} scenes to train on"
-        )
+        name = f"recipe.data.spectral_validation={config.spectral_validation}"
+        raise InputError(f"{name} leaves none of {len(scenes)} scenes to train on")
     return scenes[: -config.spectral_validation], scenes[-config.spectral_validation :]
 
 
 def _generated_scenes(config: MatSpectNetDataConfig, split: str) -> list[Scene]:
+    count = config.spectral_images if split == "train" else config.spectral_validation
+    taken_with = read_camera(config.camera).double().numpy() if config.camera else camera()
+    return _scenes(config, count, _SPECTRAL_SEEDS[split], taken_with, SPECTRAL_KELVINS)
+
+
+def _hidden_scenes(config: MatSpectNetDataConfig) -> list[Scene]:
+    return _scenes(config, config.spectral_validation, _HIDDEN_SEED, camera(**MATERIAL_CAMERA), MATERIAL_KELVINS)
+
+
+def _scenes(
+    config: MatSpectNetDataConfig, count: int, seed: int, taken_with: Spectra, kelvins: tuple[float, float]
+) -> list[Scene]:
     found = metascene(
-        config.spectral_images if split == "train" else config.spectral_validation,
+        count,
         config.size,
-        _SEEDS * config.seed + _SPECTRAL_SEEDS[split],
-        sensitivity=read_camera(config.camera).double().numpy() if config.camera else camera(),
-        kelvins=SPECTRAL_KELVINS,
+        _SEEDS * config.seed + seed,
+        sensitivity=taken_with,
+        kelvins=kelvins,
         is_textured=config.textured,
         keeps_spectra=True,
         octaves=config.octaves,
@@ -200,7 +226,46 @@ def _generated_scenes(config: MatSpectNetDataConfig, split: str) -> list[Scene]:
     assert found.response is not None
     clean = 255 * torch.einsum("ncb,nbhw->nchw", found.response, found.spectra)
     parts = zip(found.images, found.spectra, clean, strict=True)
-    return [Scene.of(f"{split} {k}", image, cube, seen) for k, (image, cube, seen) in enumerate(parts)]
+    return [Scene.of(str(k), image, cube, seen) for k, (image, cube, seen) in enumerate(parts)]
+
+
+def spectral_batch(spectral: SpectralSet, chosen: Tensor, crop: int, epoch: Epoch) -> tuple[Tensor, Tensor, Tensor]:
+    """A training batch of images with spectra, cut, turned and mirrored.
+
+    Args:
+        spectral: The set.
+        chosen: (B,) this worker's share of the batch; what is made goes to its device.
+        crop: Side of the windows.
+        epoch: Draws.
+
+    Returns:
+        RGB (B, 3, S, S), spectra (B, 31, S, S), RGB without noise.
+    """
+    draws = epoch.per_sample(lambda count, generator: torch.rand(count, 5, generator=generator))
+    x, spectra, clean = (part.to(chosen.device) for part in spectral.crops(chosen, draws, crop))
+    return x, spectra, clean
+
+
+def paired_batch(domains: Domains, chosen: Tensor, crop: int, epoch: Epoch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A training batch of both sets, which have nothing to do with each other.
+
+    Args:
+        domains: Both.
+        chosen: (B,) this worker's share of images of the larger set; partners are drawn from the other.
+        crop: Side of the windows.
+        epoch: Draws.
+
+    Returns:
+        RGB (B, 3, S, S), spectra (B, 31, S, S) and RGB without noise of images with spectra; RGB of images with
+        materials.
+    """
+    sizes = len(domains.spectral), len(domains.materials.train)
+    partners = epoch.per_sample(lambda count, generator: torch.randint(min(sizes), (count,), generator=generator))
+    partners = partners.to(chosen.device)
+    ours, others = (chosen, partners) if sizes[0] >= sizes[1] else (partners, chosen)
+    x, spectra, clean = spectral_batch(domains.spectral, ours, crop, epoch)
+    images, _ = shown(domains.materials.train, others, x.shape[-1], epoch, flips=True)
+    return x, spectra, clean, images
 
 
 def generated_samples(seed: int) -> Samples:

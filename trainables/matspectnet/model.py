@@ -5,19 +5,47 @@ Source: sections 3.4 to 3.6 of the reference notes on MatSpectNet (arXiv 2307.11
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.common.materials.network import Segmenter
+from pharos.errors import InputError
+from trainables.common.materials.network import NetworkConfig, Segmenter
 from trainables.common.materials.spectra import BANDS
+from trainables.matspectnet.backbone import SwinV2
 from trainables.matspectnet.camera import Camera, exposed, projected
 from trainables.matspectnet.perception import PROPERTIES, Perception
 from trainables.matspectnet.recovery import Recovery, SpectralAttention
 
+BACKBONES = ("swinv2", "swin")
 FILTERS = ("sample", "batch", "static", "identity")
 LEAST = 1e-4  # of a recovered reflectance, where ratios are taken of it
 _FLAT = 1e-6
+
+
+@dataclass
+class SpectralNetworkConfig(NetworkConfig):
+    """DBAT as MatSpectNet has it: on Swin V2, with windows of 8."""
+
+    backbone: str = "swinv2"
+    """swinv2, or swin (that of DBAT)."""
+    window: int = 8
+    """Side of the backbone's windows, in patches."""
+    merge_window: int = 8
+    """Of the merge; it divides the side of the last map."""
+
+    def __post_init__(self) -> None:
+        """Checks values and their combinations.
+
+        Raises:
+            InputError: One is impossible.
+        """
+        super().__post_init__()
+        self.check_choices(backbone=BACKBONES)
+        if self.backbone == "swinv2" and self.model == "swin_fpn_wide":
+            raise InputError("recipe.network.model=swin_fpn_wide takes recipe.network.backbone=swin")
 
 
 class Translation(nn.Module):
@@ -179,12 +207,36 @@ class MatSpectNet(nn.Module):
             x: (B, 3, S, S) in [0, 1].
             spectra: (B, 31, S, S), if there is a branch.
         """
-        features, _, _ = self.segmenter.features(x - 0.5)
+        features = self.segmenter.look(x - 0.5).features
         if self.branch is not None:
             assert spectra is not None
             features = torch.cat([features, self.branch(spectra)], dim=1)
         logits: Tensor = self.segmenter.head(features)
         return logits
+
+
+def segmenter(config: SpectralNetworkConfig, classes: int, side: int, *, extra: int) -> Segmenter:
+    """The DBAT, or the baseline, of a configuration.
+
+    Args:
+        config: Which.
+        classes: K.
+        side: S of the images.
+        extra: Channels that the spectra add to the decoder's.
+    """
+    backbone = None
+    if config.backbone == "swinv2":
+        backbone = SwinV2(
+            side,
+            patch=config.patch,
+            width=config.width,
+            depths=config.depths,
+            heads=config.heads,
+            window=config.window,
+            drop_path=config.drop_path,
+            weights=config.weights,
+        )
+    return Segmenter(config, classes, side, extra=extra, backbone=backbone)
 
 
 def _mlp(inward: int, inner: int, outward: int) -> nn.Sequential:

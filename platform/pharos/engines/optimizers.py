@@ -10,7 +10,6 @@ from torch import nn
 
 from pharos.errors import InputError
 
-
 _SCHEDULES = ("constant", "linear", "cosine", "onecycle", "exponential")
 
 

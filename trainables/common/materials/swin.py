@@ -100,6 +100,16 @@ def _initialise(module: nn.Module) -> None:
 
 
 def with_weights(kind: Any, config: Any, weights: str) -> Any:
+    """A backbone of `transformers` with the weights of a folder.
+
+    Args:
+        kind: Its class.
+        config: Its configuration.
+        weights: The folder, with `config.json` and `model.safetensors`.
+
+    Raises:
+        InputError: There are no weights there, or they are of another shape.
+    """
     folder = Path(weights)
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"recipe.network.weights={weights}: a folder with config.json and model.safetensors is needed")
