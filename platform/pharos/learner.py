@@ -73,7 +73,7 @@ class Learner:
         self._rate = optim.lr
         self._calls = 0  # of `step`, earlier attempts included; counted where a warm-up asks for it
         self._accumulation = engine.accumulation
-        if optim.warmup and saved is not None and f"learners/{name}/{_CALLS}" in saved.names(f"learners/{name}/"):
+        if optim.warmup and saved is not None and _CALLS in saved.names(f"learners/{name}/"):
             self._calls = int(saved.tensor(f"learners/{name}/{_CALLS}"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -182,14 +182,17 @@ class BackwardAttention(nn.Module):
         enlarged = [layer(x) for layer, x in zip(self.enlarge, maps[:-1], strict=True)] + [deepest]
         return torch.stack([x * weights[:, k : k + 1] for k, x in enumerate(enlarged)]).sum(dim=0)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """M1 to M4 -> the new M4 (B, 8C, h, w), and A (B, 4, h, w)."""
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """M1 to M4 -> the new M4 and the aggregate Z, both (B, 8C, h, w), and A (B, 4, h, w)."""
         deepest = maps[-1]
         weights = self.weights(deepest)
         z = self.aggregated(maps, weights)
+        merged = z
         if self.merge is not None:
-            return self.merge(deepest if self.how == "gl" else z, z), weights
-        return (deepest + z if self.how == "add" else z), weights
+            merged = self.merge(deepest if self.how == "gl" else z, z)
+        elif self.how == "add":
+            merged = deepest + z
+        return merged, z, weights
 
 
 def module_parameters(width: int, heads: int, window: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, overload
 
 from torch import Tensor, nn
 
@@ -113,6 +114,21 @@ class NetworkConfig(Checked):
             )
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a network makes of images on its way to the logits.
+
+    Attributes:
+        features: (B, F, S/p, S/p) what the head classifies.
+        masks: A (B, 4, h, w); None without the module.
+        layers: By name: `map 1` to `map 4` of the backbone, and `aggregate` and `merged` of the module.
+    """
+
+    features: Tensor
+    masks: Tensor | None
+    layers: dict[str, Tensor]
+
+
 class Segmenter(nn.Module):
     """Images (B, 3, S, S), standardised -> logits (B, K, S, S).
 
@@ -159,18 +175,27 @@ class Segmenter(nn.Module):
         self.pyramid = Pyramid(config.width, config.pyramid, config.features, config.groups)
         self.head = Head(config.features + extra, classes, config.patch, config.dropout2d)
 
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
-        """Features (B, F, S/p, S/p), the masks (B, 4, h, w) if there are any, and M1 to M4 as the decoder has them."""
+    def look(self, images: Tensor) -> Look:
+        """All that the network makes of images, but for the logits."""
         maps = list(self.backbone(images))
+        layers = {f"map {k + 1}": x for k, x in enumerate(maps)}
         masks = None
         if self.attention is not None:
-            maps[-1], masks = self.attention(maps)
-        return self.pyramid(maps), masks, maps
+            maps[-1], layers["aggregate"], masks = self.attention(maps)
+            layers["merged"] = maps[-1]
+        return Look(self.pyramid(maps), masks, layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits at the images' size, fp32."""
-        logits: Tensor = self.head(self.features(images)[0])
-        return logits
+    @overload
+    def forward(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, images: Tensor, with_look: Literal[True]) -> tuple[Tensor, Look]: ...
+
+    def forward(self, images: Tensor, with_look: bool = False) -> Tensor | tuple[Tensor, Look]:
+        """Logits at the images' size, fp32; if it is asked for, with what they were made of."""
+        look = self.look(images)
+        logits: Tensor = self.head(look.features)
+        return (logits, look) if with_look else logits
 
 
 def parameters(config: NetworkConfig, classes: int) -> int:
