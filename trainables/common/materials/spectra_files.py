@@ -3,7 +3,7 @@
 | file | reflectances | camera |
 |---|---|---|
 | `.csv` of SpectralDB (spectraldb.com) | in per cent, with and without gloss, with properties | |
-| `.csv`, a row a sample: `name,400,410,...,700` | in [0, 1] | |
+| `.csv`, a row a sample: `name,400,410,...,700`, or without names; also with blanks | in [0, 1] | |
 | `.csv`, a row a wavelength: `nm,R,G,B` | | yes |
 | `.json` of the Academy's rawtoaces | in [0, 1] | yes |
 | `.mat` of the USGS library of 1995 | in [0, 1]; samples with gaps from 400 to 700 nm are left out | |
@@ -131,7 +131,8 @@ def _rows(path: Path) -> list[list[str]]:
         rows = [row for row in csv.reader(file) if row]
     if len(rows) < 2:
         raise InputError(f"{path}: has no row below its header")
-    return rows
+    # Separated by blanks instead.
+    return [row[0].split() if len(row) == 1 else row for row in rows]
 
 
 def _numbers(url: str, rows: list[list[str]]) -> _Array:
@@ -143,8 +144,12 @@ def _numbers(url: str, rows: list[list[str]]) -> _Array:
 
 def _plain(url: str, rows: list[list[str]]) -> Samples:
     head, *rest = rows
-    wavelengths = _numbers(url, [head[1:]])[0]
-    return _samples(url, [row[0] for row in rest], wavelengths, _numbers(url, [row[1:] for row in rest]))
+    if head[0].strip().replace(".", "", 1).isdigit():
+        names, first = [str(number) for number in range(1, len(rest) + 1)], 0
+    else:
+        names, first = [row[0] for row in rest], 1
+    wavelengths = _numbers(url, [head[first:]])[0]
+    return _samples(url, names, wavelengths, _numbers(url, [row[first:] for row in rest]))
 
 
 def _spectral_db(url: str, rows: list[list[str]]) -> Samples:
@@ -187,13 +192,16 @@ def _academy(path: Path, url: str) -> tuple[list[str], _Array, _Array]:
     """Names (M), wavelengths (W,) in nm and values (M, W) of a file of rawtoaces."""
     try:
         content: Any = json.loads(path.read_text())["spectral_data"]
-        names, rows = content["index"]["main"], content["data"]["main"]
+        rows = content["data"]["main"]
         wavelengths = np.array([float(nm) for nm in rows])
         values = np.array([[float(value) for value in row] for row in rows.values()])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{url}: is no file of rawtoaces ({error!r})") from None
-    if values.ndim != 2 or values.shape[1] != len(names):
-        raise InputError(f"{url}: rows of {values.shape[1:]} values for {len(names)} names")
+    if values.ndim != 2:
+        raise InputError(f"{url}: its wavelengths have no lists of values")
+    names = content.get("index", {}).get("main") or [str(number + 1) for number in range(values.shape[1])]
+    if values.shape[1] != len(names):
+        raise InputError(f"{url}: rows of {values.shape[1]} values for {len(names)} names")
     return names, wavelengths, values.T
 
 

@@ -24,10 +24,10 @@ from trainables.common.materials.spectra import (
     angle,
     camera,
     planck,
-    read_table,
     response,
     seen,
 )
+from trainables.common.materials.spectra_files import read_samples
 from trainables.common.materials.textures import band_noise, filtered, inside, voronoi
 from trainables.common.segmentation import IGNORED
 
@@ -200,7 +200,7 @@ def test_a_table_of_measured_spectra_takes_the_materials_places(tmp_path):
     rows = [nm, *curves]
     file = tmp_path / "table.csv"
     file.write_text("\n".join(",".join(f"{v:.5f}" for v in row) for row in rows))
-    table = read_table(file)
+    table = read_samples(str(file)).spectra.double().numpy()
     assert table.shape == (60, BANDS)
     np.testing.assert_allclose(table[:, 0], curves[:, 2], atol=1e-5)
     chosen = reflectances(MaterialsDataConfig(source="metascene", spectra=str(file)))
@@ -210,20 +210,6 @@ def test_a_table_of_measured_spectra_takes_the_materials_places(tmp_path):
     np.testing.assert_allclose(pairs[::2] @ matrix.T, pairs[1::2] @ matrix.T, atol=1e-14)
     assert pairs.min() > 0
     assert pairs.max() < 1
-    (tmp_path / "table.json").write_text('{"spectral_data": {"data": {"main": {"380": [0, 1], "780": [1, 0]}}}}')
-    np.testing.assert_allclose(read_table(tmp_path / "table.json")[0], (WAVELENGTHS - 380) / 400)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("{}", "not a table"), ("wavelength, a\n1, 2", "not a table"), ("450 700\n0.1 0.2", "400 to 700 nm are needed")],
-)
-def test_a_table_that_is_none_is_refused_in_a_line(tmp_path, text, said):
-    file = tmp_path / ("t.json" if text == "{}" else "t.csv")
-    file.write_text(text)
-    with pytest.raises(InputError, match=said) as caught:
-        read_table(file)
-    assert "\n" not in str(caught.value)
 
 
 def test_too_few_spectra_for_four_pairs_are_refused(tmp_path):

@@ -27,6 +27,14 @@ def test_the_academy_s_reflectances_are_resampled(tmp_path: Path) -> None:
     assert not samples.properties
 
 
+def test_names_are_numbers_where_there_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text('{"spectral_data": {"data": {"main": {"380": [0, 1], "780": [1, 0]}}}}')
+    samples = read_samples(str(path))
+    assert samples.names == ["1", "2"]
+    torch.testing.assert_close(samples.spectra[0], (torch.arange(400, 701, 10.0) - 380) / 400)
+
+
 def test_a_camera_has_three_channels(tmp_path: Path) -> None:
     sensitivity = read_camera(str(academy(tmp_path / "camera.json", ["R", "G", "B"])))
     assert sensitivity.shape == (3, 31)
@@ -53,6 +61,9 @@ def test_a_plain_table_has_a_row_a_sample(tmp_path: Path) -> None:
     assert samples.names == ["chalk", "coal"]
     assert samples.spectra[0, 15] == pytest.approx(0.4)
     assert samples.spectra[0, 0] == pytest.approx(0.25)
+    path.write_text("350 550 750\n0.2 0.4 0.6\n")
+    assert read_samples(str(path)).names == ["1"]
+    assert read_samples(str(path)).spectra[0, 15] == pytest.approx(0.4)
     path.write_text("name,350,550,750\nchalk,20,40,60\n")
     with pytest.raises(InputError, match=r"in \[0, 1\]"):
         read_samples(str(path))
@@ -119,7 +130,8 @@ def test_the_usgs_library_is_sorted_and_gaps_are_left_out(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "content"), [("a.json", "{}"), ("a.mat", "none"), ("a.txt", "1"), ("a.csv", "name")])
 def test_other_files_are_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=name) as caught:
         read_samples(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         read_samples(str(tmp_path / "missing.csv"))
