@@ -20,7 +20,7 @@ BANDS = len(WAVELENGTHS)
 
 
 def _hump(middle: float, width: float) -> Spectra:
-    return np.exp(-((WAVELENGTHS - middle) ** 2) / (2 * width**2))
+    return np.asarray(np.exp(-((WAVELENGTHS - middle) ** 2) / (2 * width**2)))
 
 
 def _edge(middle: float, width: float) -> Spectra:
