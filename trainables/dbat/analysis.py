@@ -98,13 +98,14 @@ def dissected(activations: Tensor, concepts: Mapping[str, Tensor]) -> tuple[list
     Returns:
         The group of each concept, and the IoU (units, concepts).
     """
+    activations = activations.float()
     units = activations.shape[1]
     groups = [group for group, masks in concepts.items() for _ in range(masks.shape[1])]
     limit = thresholds(activations)
     both, active, there = torch.zeros(units, len(groups)), torch.zeros(units), torch.zeros(len(groups))
     size = next(iter(concepts.values())).shape[-2:]
     for place, small in enumerate(activations):
-        large = functional.interpolate(small[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+        large = functional.interpolate(small[None], size=size, mode="bilinear", align_corners=False)[0]
         is_active = (large > limit[:, None, None].to(large.device)).flatten(1).float().cpu()
         masks = torch.cat([group[place] for group in concepts.values()]).flatten(1).float()
         both += is_active @ masks.T

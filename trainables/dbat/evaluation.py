@@ -64,7 +64,8 @@ class Judge:
         images, labels = self._squares()
         alike = Alignment()
         masks, deepest, predicted = [], [], []
-        for some in images.split(self._batch):
+        for start in range(0, len(images), self._batch):
+            some = images[start : start + self._batch]
             logits, look = learner(centred(some.to(self._run.device).float() / 255), with_look=True)
             predicted.append(logits.argmax(dim=1).cpu())
             deepest.append(list(look.layers.values())[-1].float().cpu())

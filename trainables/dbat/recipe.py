@@ -133,7 +133,7 @@ class Dbat(Recipe):
                 found = judge.validation(learner)
             _keep_best(run, learner, found["val/pixel_acc"])
             if is_last:
-                learner.load_weights(run.state["best"]["weights"])
+                learner.load_weights(run.state["best"]["network"])
                 with learner.evaluating():
                     found = judge.validation(learner) | judge.test(learner) | {"parameters": parameters}
             epoch.report(found)
@@ -157,4 +157,4 @@ def _keep_best(run: Run, learner: Learner, score: float) -> None:
     """Remembers the weights of the best validation so far."""
     best = run.state.get("best")
     if best is None or score > best["score"]:
-        run.state["best"] = {"score": score, "weights": learner.weights()}
+        run.state["best"] = {"score": score, "network": learner.weights()}

@@ -70,10 +70,11 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """The parameters that are trainable now: those that decay, and those that do not, if there are any."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_decayed = not any(part in name for part in config.undecayed)
             (decayed if is_decayed else others).append(parameter)
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -63,7 +63,7 @@ class Enlarge(nn.Module):
             out: Tensor = self.convolution(x)
             return out
         pooled = functional.avg_pool2d(x, self.factor).permute(0, 2, 3, 1) if self.how == "avgpool" else None
-        tokens = self.linear(self.norm(gathered(x, self.factor) if pooled is None else pooled))
+        tokens: Tensor = self.linear(self.norm(gathered(x, self.factor) if pooled is None else pooled))
         if self.out_norm is not None:
             tokens = self.out_norm(tokens)
         return tokens.permute(0, 3, 1, 2)

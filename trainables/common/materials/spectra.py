@@ -15,7 +15,7 @@ BANDS = len(WAVELENGTHS)
 
 
 def _hump(middle: float, width: float) -> Spectra:
-    return np.exp(-((WAVELENGTHS - middle) ** 2) / (2 * width**2))
+    return np.asarray(np.exp(-((WAVELENGTHS - middle) ** 2) / (2 * width**2)))
 
 
 def _edge(middle: float, width: float) -> Spectra:
@@ -81,7 +81,7 @@ def planck(kelvin: float) -> Spectra:
 def response(sensitivity: Spectra, light: Spectra) -> Spectra:
     """M (3, 31): what a camera sees of a reflectance under a light; rows sum to one, so that white is (1, 1, 1)."""
     matrix = sensitivity * light
-    return matrix / matrix.sum(axis=1, keepdims=True)
+    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True))
 
 
 def seen(matrix: Spectra) -> Spectra:

@@ -52,7 +52,7 @@ class Swin(nn.Module):
         super().__init__()
         from transformers import SwinBackbone, SwinConfig
 
-        config = SwinConfig(
+        config = SwinConfig(  # type: ignore[call-arg] # what it passes on to its base
             image_size=side,
             patch_size=patch,
             embed_dim=width,
@@ -69,8 +69,7 @@ class Swin(nn.Module):
             self.body.apply(_initialise)
         for name, module in self.body.named_modules():
             if name.endswith("mlp") and drop_path:
-                block = self.body.get_submodule(name.rpartition(".")[0])
-                module.register_forward_hook(_DropPath(block.drop_path))
+                module.register_forward_hook(_DropPath(self.body.get_submodule(name.replace("mlp", "drop_path"))))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """M1 to M4."""
