@@ -271,8 +271,8 @@ class MatSpectNetRecipe(Recipe):
             "network.depths": [1, 1, 1, 1],
             "network.heads": [1, 1, 2, 2],
             "network.merge_heads": 2,
-            "network.merge_window": 2,
-            "network.window": 2,
+            # Four patches along the last map of 32 pixels: with fewer, shifted windows have a patch each.
+            "network.patch": 1,
             "network.pyramid": 8,
             "network.features": 8,
             "network.groups": 2,
@@ -301,6 +301,9 @@ class MatSpectNetRecipe(Recipe):
             "evaluate_every": 1,
             "optim.lr": 1e-3,
             "optim.final": 0.1,
+            # Blocks start as the identity, so that gradients inside of them are at first but rounding, which Adam
+            # would magnify.
+            "optim.eps": 1e-3,
         },
     }
 
@@ -369,7 +372,7 @@ class MatSpectNetRecipe(Recipe):
                 found = source.judged(judge, network, "validation")
             _keep_best(run, network, found["val/mean_acc"])
             if epoch.index == config.epochs - 1:
-                network.load_weights(run.state["best"]["weights"])
+                network.load_weights(run.state["best"]["network"])
                 with network.evaluating():
                     found = source.judged(judge, network, "validation") | source.judged(judge, network, "test")
                 found |= run.state.get("recovery", {}) | size
@@ -520,4 +523,4 @@ def _keep_best(run: Run, learner: Learner, score: float) -> None:
     """Remembers the weights of the best validation so far."""
     best = run.state.get("best")
     if best is None or score > best["score"]:
-        run.state["best"] = {"score": score, "weights": learner.weights()}
+        run.state["best"] = {"score": score, "network": learner.weights()}
