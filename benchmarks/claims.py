@@ -95,6 +95,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The difference in points of two columns, paired by seed: mean, 95 % interval, and where it is positive."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    low, high = interval(differences)
+    wins = f"{sum(d > 0 for d in differences)}/{len(differences)}"
+    return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}], {wins}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     lines = [head, ["---"] * len(head), *rows]

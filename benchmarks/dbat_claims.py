@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from benchmarks.claims import Results, interval, mean_and_spread, read_options, table, train_all
+from benchmarks.claims import Results, mean_and_spread, paired, read_options, table, train_all
 
 _SUBJECT = "dbat"
 _VARIANTS = {
@@ -57,7 +57,7 @@ class _Tables:
             cells = []
             for metric in _METRICS:
                 ours, theirs = (self._column(name, f"test/{metric}", 100) for name in (_SUBJECT, variant))
-                cells += [mean_and_spread(theirs), "" if variant == _SUBJECT else _against(ours, theirs)]
+                cells += [mean_and_spread(theirs), "" if variant == _SUBJECT else paired(ours, theirs)]
             rows.append([title, f"{self._column(variant, 'parameters')[0]:,.0f}", *cells])
         return table(head, rows)
 
@@ -78,14 +78,6 @@ class _Tables:
             for variant, title in self._titles.items()
         ]
         return table(head, rows)
-
-
-def _against(ours: list[float], theirs: list[float]) -> str:
-    """The paired difference in points, its interval, and the seeds in which it is positive."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    low, high = interval(differences)
-    wins = f"{sum(d > 0 for d in differences)}/{len(differences)}"
-    return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}], {wins}"
 
 
 def main() -> None:

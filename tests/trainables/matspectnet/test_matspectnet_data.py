@@ -153,7 +153,7 @@ def test_generated_samples_are_like_the_collection_s() -> None:
     samples = generated_samples(0)
     table = dict(zip(PROPERTIES, properties(samples).T, strict=True))
     assert samples.spectra.shape == (1294, 31)
-    assert 0 <= float(samples.spectra.min())
+    assert float(samples.spectra.min()) >= 0
     assert float(samples.spectra.max()) < 1
     # Percentiles 5, 50 and 95 of the collection's specularity: 0, 0.0024, 0.052.
     low, middle, high = table["specularity"].quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
