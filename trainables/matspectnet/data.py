@@ -161,8 +161,17 @@ def open_domains(config: MatSpectNetDataConfig) -> Domains:
         SpectralSet(validation, config.normalise),
         SpectralSet(_hidden_scenes(config), config.normalise) if config.source == "metascene" else None,
         sensitivity(config),
-        read_samples(config.samples) if config.samples else generated_samples(config.seed),
+        open_samples(config),
     )
+
+
+def open_samples(config: MatSpectNetDataConfig) -> Samples:
+    """The measured samples, or the generated ones.
+
+    Raises:
+        InputError: The file is missing or wrong.
+    """
+    return read_samples(config.samples) if config.samples else generated_samples(config.seed)
 
 
 def true_scenes(config: MatSpectNetDataConfig, split: str) -> Scenes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +22,11 @@ from pharos.learner import Learner, OptimConfig
 from pharos.recipe import Recipe
 from pharos.run import Epoch, Run
 from trainables.common.materials.evaluation import labelled_counts
+from trainables.common.materials.inference import predict_folder
 from trainables.common.materials.losses import focal_sums, mean_over_pixels
 from trainables.common.materials.settings import NANO, MaterialsConfig
 from trainables.common.materials.spectra import BANDS
+from trainables.common.materials.spectra_files import Samples
 from trainables.common.settings import Means
 from trainables.matspectnet.adversarial import (
     Discriminators,
@@ -39,7 +42,9 @@ from trainables.matspectnet.data import (
     Domains,
     MatSpectNetDataConfig,
     open_domains,
+    open_samples,
     paired_batch,
+    sensitivity,
     shown,
     spectral_batch,
 )
@@ -54,6 +59,7 @@ from trainables.matspectnet.model import (
     Translation,
     segmenter,
 )
+from trainables.matspectnet.normalisation import value_range
 from trainables.matspectnet.perception import SHAPES, Perception
 from trainables.matspectnet.recovery import Recovery
 from trainables.matspectnet.sources import NoSpectra, RecoveredSpectra, Source, TrueSpectra
@@ -346,7 +352,7 @@ class MatSpectNetRecipe(Recipe):
                 translation = translate(run, config, domains, judge, translation)
             source = RecoveredSpectra(translation.to(run.device))
 
-        segmentation = segmentation_network(config, domains)
+        segmentation = segmentation_network(config, len(domains.materials.classes), domains.samples)
         size = {"parameters": float(sum(parameter.numel() for parameter in segmentation.parameters()))}
         network = run.learner("segmentation", segmentation, config.optim)
         labelled = torch.arange(domains.materials.labelled, device=run.device)
@@ -377,6 +383,33 @@ class MatSpectNetRecipe(Recipe):
                     found = source.judged(judge, network, "validation") | source.judged(judge, network, "test")
                 found |= run.state.get("recovery", {}) | size
             epoch.report(found)
+
+    def predict(self, run: Run, config: MatSpectNetConfig, folder: Path, output: Path) -> None:
+        if config.spectra == "true":
+            raise InputError("--predict: recipe.spectra=true was trained on true spectra, which images do not have")
+        classes = run.state["classes"]
+        recovered: RecoveredSpectra | None = None
+        if config.spectra == "recovered":
+            translation = translation_network(config, sensitivity(config.data))
+            if config.translation_epochs:
+                run.learner("translation", translation, config.translation_optim)
+            else:
+                run.learner("recovery", translation.recovery, config.recovery_optim)
+            recovered = RecoveredSpectra(translation.to(run.device))
+        segmentation = segmentation_network(config, len(classes), open_samples(config.data))
+        network = run.learner("segmentation", segmentation, config.optim)
+        with network.evaluating():
+            predict_folder(
+                lambda x: network(x, None if recovered is None else recovered(x)),
+                folder,
+                output,
+                classes=classes,
+                side=config.data.crop,
+                batch=config.batch_size,
+                device=run.device,
+                is_exact=config.data.resize == "exact",
+                prepare=lambda image: value_range(image.cpu(), config.data.normalise)(image),
+            )
 
 
 def translate(
@@ -484,17 +517,19 @@ def discriminator_networks(config: MatSpectNetConfig, translation: Translation) 
     return Discriminators({kind: makers[kind]() for kind in config.judged})
 
 
-def segmentation_network(config: MatSpectNetConfig, domains: Domains) -> MatSpectNet:
-    """What is trained in the last phase."""
-    classes = len(domains.materials.classes)
+def segmentation_network(config: MatSpectNetConfig, classes: int, samples: Samples) -> MatSpectNet:
+    """What is trained in the last phase.
+
+    Args:
+        config: Which.
+        classes: K.
+        samples: Measured ones, for the properties.
+    """
     if config.spectra == "none":
         return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=0), None)
-    perception = None
-    if config.perception:
-        perception = Perception(domains.samples, config.shape, standardise=config.standardise)
     branch = SpectralBranch(
         ResponseFilters(config.filters, config.filter_mode, config.filter_pool),
-        perception,
+        Perception(samples, config.shape, standardise=config.standardise) if config.perception else None,
         config.spectral_width,
         config.network.patch,
     )

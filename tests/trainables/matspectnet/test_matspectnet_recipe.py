@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,7 @@ from pharos.config import make_plan
 from pharos.errors import InputError
 from pharos.execute import execute
 from pharos.learner import Learner, OptimConfig
+from pharos.run import Run
 from pharos.storage import Storage
 from pharos.trial import Outcome, Report, TrialSpec
 from trainables.common.materials.evaluation import scores
@@ -221,3 +224,19 @@ def test_impossible_settings_are_refused_in_one_line(changes: dict[str, Any], sa
     with pytest.raises(InputError, match=said) as caught:
         config(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_photographs_is_predicted(tmp_path: Path) -> None:
+    settings = ["recipe.physics=nullspace", "recipe.data.normalise=none"]
+    saved, _ = trained(tmp_path / "trial", *settings)
+    plan = make_plan("matspectnet", ["scale=tiny", "tracking=none", *SHORT, *settings])
+    photographs, output = tmp_path / "photographs", tmp_path / "output"
+    photographs.mkdir()
+    output.mkdir()
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (40, 51, 3), dtype=np.uint8)).save(photographs / "a.png")
+    plan.recipe.predict(Run(seed=3, saved=saved), plan.build_config(), photographs, output)
+    codes = np.asarray(Image.open(output / "a.png"))
+    assert codes.shape == (40, 51)
+    assert codes.max() < 8
+    assert len(set(codes.flatten().tolist())) > 1

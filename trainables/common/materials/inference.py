@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ def predict_folder(
     side: int,
     batch: int,
     device: torch.device,
+    is_exact: bool = False,
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Writes `<name>.png` of class numbers for every image, at its size, and `classes.json` that names them.
 
@@ -37,6 +39,8 @@ def predict_folder(
         side: S; images whose short side is smaller are enlarged, as for training.
         batch: Tiles at a time.
         device: Where the network is.
+        is_exact: Whether larger images are reduced too, so that all short sides are S.
+        prepare: What becomes of a whole image (3, H, W) in [0, 1] before it is cut into tiles.
 
     Raises:
         InputError: There is no image.
@@ -49,12 +53,14 @@ def predict_folder(
     for file in files:
         image: Tensor = torch.from_numpy(read_image(file).copy()).permute(2, 0, 1).to(device).float() / 255
         height, width = image.shape[1:]
-        factor = max(1.0, side / min(height, width))
-        size = (max(side, round(height * factor)), max(side, round(width * factor))) if factor > 1 else (height, width)
-        larger = image
-        if factor > 1:
-            larger = functional.interpolate(image[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
-        logits = tiled(predict, larger, side, batch)[None]
+        factor = side / min(height, width)
+        resized = image
+        if factor > 1 or (is_exact and factor != 1):
+            size = (max(side, round(height * factor)), max(side, round(width * factor)))
+            resized = functional.interpolate(
+                image[None], size=size, mode="bicubic", align_corners=False, antialias=True
+            )[0].clamp(0, 1)
+        logits = tiled(predict, resized if prepare is None else prepare(resized), side, batch)[None]
         codes = functional.interpolate(logits, size=(height, width), mode="nearest")[0].argmax(dim=0)
         Image.fromarray(codes.cpu().numpy().astype(np.uint8)).save(output / f"{file.stem}.png")
     (output / "classes.json").write_text(json.dumps(dict(enumerate(classes)), indent=1))
