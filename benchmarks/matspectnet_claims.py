@@ -33,7 +33,7 @@ _PARTS = {
     "no_perception": ("without the properties", ["recipe.perception=false"]),
     "identity": ("all bands for the curves", ["recipe.filter_mode=identity"]),
     "static": ("curves that are parameters", ["recipe.filter_mode=static"]),
-    "oracle": ("true spectra", ["recipe.spectra=true", "recipe.flips=false"]),
+    "oracle": ("true spectra", ["recipe.spectra=oracle", "recipe.flips=false"]),
 }
 _COMPARED = ("matspectnet", "dbat")
 _CONTROLLED = ("matspectnet", "dbat", "oracle")

@@ -106,8 +106,8 @@ class MatSpectNetConfig(MaterialsConfig):
     """Epochs from one validation to the next, in all phases; the last one of a phase always is."""
 
     spectra: str = "recovered"
-    """What the segmentation gets beside the image: recovered spectra; none (which is DBAT); or true (an oracle, for
-    metascene alone)."""
+    """What the segmentation gets beside the image: recovered spectra; none (which is DBAT); or oracle: the true ones,
+    which metascene alone has."""
     filters: int = 12
     """Response curves."""
     filter_mode: str = "sample"
@@ -185,7 +185,7 @@ class MatSpectNetConfig(MaterialsConfig):
         super().__post_init__()
         self.check_choices(
             focal_kind=("softmax", "sigmoid"),
-            spectra=("recovered", "none", "true"),
+            spectra=("recovered", "none", "oracle"),
             filter_mode=FILTERS,
             shape=SHAPES,
             recovery_residual=("first", "body"),
@@ -208,10 +208,10 @@ class MatSpectNetConfig(MaterialsConfig):
         if self.is_adversarial and self.recovery_crop < _SMALLEST_PATCH:
             name = f"recipe.recovery_crop={self.recovery_crop}"
             raise InputError(f"{name} must be at least {_SMALLEST_PATCH} for the discriminators, or adversarial=0")
-        if self.spectra == "true" and (self.data.source != "metascene" or self.data.normalise != "none"):
-            raise InputError("recipe.spectra=true takes recipe.data.source=metascene and recipe.data.normalise=none")
-        if self.spectra == "true" and (self.data.crop != self.data.size or self.flips or self.turns or self.jitter):
-            raise InputError("recipe.spectra=true takes whole images: data.crop=data.size, no flips, turns or jitter")
+        if self.spectra == "oracle" and (self.data.source != "metascene" or self.data.normalise != "none"):
+            raise InputError("recipe.spectra=oracle takes recipe.data.source=metascene and recipe.data.normalise=none")
+        if self.spectra == "oracle" and (self.data.crop != self.data.size or self.flips or self.turns or self.jitter):
+            raise InputError("recipe.spectra=oracle takes whole images: data.crop=data.size, no flips, turns or jitter")
 
     def is_due(self, epoch: Epoch, epochs: int) -> bool:
         """Whether this epoch of a phase of so many is evaluated."""
@@ -331,7 +331,7 @@ class MatSpectNetRecipe(Recipe):
         run.state["classes"] = list(domains.materials.classes)
         judge = Judge(domains, config.data.crop, config.batch_size, run.device)
         source: Source = NoSpectra()
-        if config.spectra == "true":
+        if config.spectra == "oracle":
             source = TrueSpectra(config.data, run.device)
 
         if config.spectra == "recovered":
@@ -385,8 +385,8 @@ class MatSpectNetRecipe(Recipe):
             epoch.report(found)
 
     def predict(self, run: Run, config: MatSpectNetConfig, folder: Path, output: Path) -> None:
-        if config.spectra == "true":
-            raise InputError("--predict: recipe.spectra=true was trained on true spectra, which images do not have")
+        if config.spectra == "oracle":
+            raise InputError("--predict: recipe.spectra=oracle was trained on true spectra, which images do not have")
         classes = run.state["classes"]
         recovered: RecoveredSpectra | None = None
         if config.spectra == "recovered":
