@@ -150,13 +150,14 @@ def open_domains(config: MatSpectNetDataConfig) -> Domains:
         InputError: A file is missing or wrong.
     """
     found = open_materials(config)
-    parts = {
-        name: Normalised(part, config.normalise)
-        for name, part in (("train", found.train), ("validation", found.validation), ("test", found.test))
-    }
     train, validation = _spectral_scenes(config)
     return Domains(
-        replace(found, **parts),
+        replace(
+            found,
+            train=Normalised(found.train, config.normalise),
+            validation=Normalised(found.validation, config.normalise),
+            test=Normalised(found.test, config.normalise),
+        ),
         SpectralSet(train, config.normalise),
         SpectralSet(validation, config.normalise),
         SpectralSet(_hidden_scenes(config), config.normalise) if config.source == "metascene" else None,

@@ -8,225 +8,44 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pharos.cache import local_copy
 from pharos.errors import InputError
-from pharos.learner import Learner, OptimConfig
+from pharos.learner import Learner
 from pharos.recipe import Recipe
-from pharos.run import Epoch, Run
+from pharos.run import Run
+from trainables.common.materials.data import shown
 from trainables.common.materials.evaluation import labelled_counts
 from trainables.common.materials.inference import predict_folder
 from trainables.common.materials.losses import focal_sums, mean_over_pixels
-from trainables.common.materials.settings import NANO, MaterialsConfig
-from trainables.common.materials.spectra import BANDS
-from trainables.common.materials.spectra_files import Samples
+from trainables.common.materials.settings import NANO
 from trainables.common.settings import Means
-from trainables.matspectnet.adversarial import (
-    Discriminators,
-    ImagePool,
-    PatchDiscriminator,
-    PixelDiscriminator,
-    accuracy,
-    discriminator_adversarial,
-    generator_adversarial,
-)
-from trainables.matspectnet.camera import EXPOSURES, Camera
+from trainables.matspectnet.adversarial import ImagePool, accuracy, discriminator_adversarial, generator_adversarial
 from trainables.matspectnet.data import (
     Domains,
-    MatSpectNetDataConfig,
     open_domains,
     open_samples,
     paired_batch,
     sensitivity,
-    shown,
     spectral_batch,
 )
 from trainables.matspectnet.evaluation import Judge
 from trainables.matspectnet.losses import TranslationWeights, mrae, translation_objective
-from trainables.matspectnet.model import (
-    FILTERS,
-    MatSpectNet,
-    ResponseFilters,
-    SpectralBranch,
-    SpectralNetworkConfig,
-    Translation,
-    segmenter,
+from trainables.matspectnet.model import Translation, segmenter
+from trainables.matspectnet.networks import (
+    discriminator_networks,
+    recovery_network,
+    segmentation_network,
+    translation_network,
 )
 from trainables.matspectnet.normalisation import value_range
-from trainables.matspectnet.perception import SHAPES, Perception
-from trainables.matspectnet.recovery import Recovery
+from trainables.matspectnet.settings import MatSpectNetConfig
 from trainables.matspectnet.sources import NoSpectra, RecoveredSpectra, Source, TrueSpectra
-
-_SMALLEST_PATCH = 24  # pixels of an image that the discriminators' convolutions do not reduce to nothing
-
-
-def recovery_adam() -> OptimConfig:
-    """Adam as MST++ has it; its rate falls in a cosine from the first epoch."""
-    return OptimConfig(lr=4e-4, schedule="cosine", hold=0.0)
-
-
-def translation_adamw() -> OptimConfig:
-    """AdamW of both sides of the adversarial phase; its rate falls linearly from the second of 20 epochs."""
-    return OptimConfig(name="adamw", lr=6e-5, beta1=0.5, weight_decay=0.01, schedule="linear", hold=0.05)
-
-
-def segmentation_adamw() -> OptimConfig:
-    """AdamW, whose rate falls by 0.97 every one of 380 epochs."""
-    return OptimConfig(name="adamw", lr=8e-5, weight_decay=0.01, schedule="exponential", final=0.97**380)
-
-
-@dataclass
-class MatSpectNetConfig(MaterialsConfig):
-    """Defaults are those of the authors' code, or of the notes where it is not public."""
-
-    data: MatSpectNetDataConfig = field(default_factory=MatSpectNetDataConfig)
-    """Which images with materials, and which with spectra."""
-    network: SpectralNetworkConfig = field(default_factory=SpectralNetworkConfig)
-    """What segments."""
-    optim: OptimConfig = field(default_factory=segmentation_adamw)
-    """Of the segmentation: network, filters and what follows them."""
-    epochs: int = 380
-    """Of the segmentation."""
-    batch_size: int = 56
-    """Images a step of the segmentation, over all workers."""
-    flips: bool = True
-    """Whether training mirrors images."""
-    turns: bool = False
-    """Whether training turns half of the images by 90, 180 or 270 degrees."""
-    focal_kind: str = "sigmoid"
-    """sigmoid: every class against the rest; softmax, as DBAT."""
-    evaluate_every: int = 5
-    """Epochs from one validation to the next, in all phases; the last one of a phase always is."""
-
-    spectra: str = "recovered"
-    """What the segmentation gets beside the image: recovered spectra; none (which is DBAT); or oracle: the true ones,
-    which metascene alone has."""
-    filters: int = 12
-    """Response curves."""
-    filter_mode: str = "sample"
-    """Where a curve comes from: sample (the image's spectra), batch (those of the worker's whole batch, as in the
-    authors' code), static (parameters), identity (no curves: all 31 bands)."""
-    filter_pool: int = 1
-    """Curves are made from the image at this part of its resolution; 4 takes a sixteenth of the time and memory."""
-    perception: bool = True
-    """Whether each pixel gets the properties of the measured sample with the most similar spectrum."""
-    shape: str = "pairwise"
-    """What is similar: pairwise (all differences of two bands), lag1 (of neighbours, the authors' code), raw, sam."""
-    standardise: bool = True
-    """Whether properties are given in standard deviations from their mean (the authors' code: as they are)."""
-    spectral_width: int = 128
-    """Features that the spectra add to the decoder's."""
-
-    recovery_weights: str = ""
-    """safetensors of a trained recovery, as `train.py --export` writes it (recovery or translation), to start from."""
-    recovery_stages: int = 3
-    """Stages of the recovery net."""
-    recovery_width: int = 31
-    """Channels of its stages."""
-    recovery_residual: str = "first"
-    """What its last convolution is added to: first (what went into the stages, MST++) or body (what came out)."""
-    recovery_optim: OptimConfig = field(default_factory=recovery_adam)
-    """Of the recovery alone."""
-    recovery_epochs: int = 400
-    """Of the recovery alone, on images with spectra; 0 with recovery_weights."""
-    recovery_batch_size: int = 64
-    """Crops a step of the recovery alone, over all workers."""
-    recovery_crop: int = 128
-    """Side of the crops from which recovery and translation learn."""
-
-    translation_optim: OptimConfig = field(default_factory=translation_adamw)
-    """Of recovery and camera together."""
-    discriminator_optim: OptimConfig = field(default_factory=translation_adamw)
-    """Of the discriminators."""
-    translation_epochs: int = 20
-    """Of recovery, camera and discriminators, on images of both sets; 0: the recovery stays as it is."""
-    translation_batch_size: int = 56
-    """Crops of each set a step, over all workers."""
-    physics: str = "trainable"
-    """The camera that has to see the image in the recovered spectra: trainable, frozen (as it is known), nullspace
-    (frozen, and recovered spectra are moved to where it sees exactly the image), none."""
-    exposure: str = "affine"
-    """Before images are compared: affine or scale (fitted to each image, because it was normalised by its own values),
-    none."""
-    band_gain: bool = False
-    """Whether a trainable camera has a gain for each band too."""
-    isp: bool = False
-    """Whether two small convolutions may correct what a trainable camera sees, by up to 0.05."""
-    lambda_rgb2hsi: float = 10.0
-    """Weight of recovered spectra, and of what the camera sees of those of the material set."""
-    lambda_hsi2rgb: float = 10.0
-    """Weight of what the camera sees of true spectra and of those recovered in the spectral set."""
-    lambda_cycle: float = 0.5
-    """Weight of spectra that are seen and recovered again, as a share of lambda_hsi2rgb."""
-    adversarial: float = 1.0
-    """Weight of the discriminators' judgement; 0: no domain adaptation."""
-    adversarial_ramp: int = 2
-    """Epochs over which that weight rises from 0."""
-    judge_features: bool = False
-    """Whether the recovery's features are judged too."""
-    discriminator_width: int = 64
-    """Channels of the discriminators' first layer."""
-    pool: int = 30
-    """Earlier fakes that discriminators are shown in place of half of the present ones."""
-
-    def __post_init__(self) -> None:
-        """Checks values and their combinations.
-
-        Raises:
-            InputError: One is impossible.
-        """
-        super().__post_init__()
-        self.check_choices(
-            focal_kind=("softmax", "sigmoid"),
-            spectra=("recovered", "none", "oracle"),
-            filter_mode=FILTERS,
-            shape=SHAPES,
-            recovery_residual=("first", "body"),
-            physics=("trainable", "frozen", "nullspace", "none"),
-            exposure=EXPOSURES,
-        )
-        self.check_least(1, "epochs", "evaluate_every", "filters", "filter_pool", "recovery_stages")
-        self.check_least(1, "recovery_batch_size", "translation_batch_size", "discriminator_width", "pool")
-        self.check_least(0, "recovery_epochs", "translation_epochs", "adversarial", "adversarial_ramp")
-        self.check_least(0, "lambda_rgb2hsi", "lambda_hsi2rgb", "lambda_cycle")
-        self.check_least(8, "recovery_crop")
-        if self.recovery_width < 4 or (self.recovery_width != 31 and self.recovery_width % 2):
-            raise InputError(f"recipe.recovery_width={self.recovery_width} must be 31, or even and at least 4")
-        if self.spectral_width < 2 or self.spectral_width % 2:
-            raise InputError(f"recipe.spectral_width={self.spectral_width} must be even and at least 2")
-        if self.physics == "nullspace" and self.exposure != "none":
-            raise InputError(f"recipe.physics=nullspace needs recipe.exposure=none, not {self.exposure}")
-        if self.physics != "trainable" and (self.band_gain or self.isp):
-            raise InputError(f"recipe.physics={self.physics} has nothing to train: band_gain and isp must be false")
-        if self.is_adversarial and self.recovery_crop < _SMALLEST_PATCH:
-            name = f"recipe.recovery_crop={self.recovery_crop}"
-            raise InputError(f"{name} must be at least {_SMALLEST_PATCH} for the discriminators, or adversarial=0")
-        if self.spectra == "oracle" and (self.data.source != "metascene" or self.data.normalise != "none"):
-            raise InputError("recipe.spectra=oracle takes recipe.data.source=metascene and recipe.data.normalise=none")
-        if self.spectra == "oracle" and (self.data.crop != self.data.size or self.flips or self.turns or self.jitter):
-            raise InputError("recipe.spectra=oracle takes whole images: data.crop=data.size, no flips, turns or jitter")
-
-    def is_due(self, epoch: Epoch, epochs: int) -> bool:
-        """Whether this epoch of a phase of so many is evaluated."""
-        return (epoch.index + 1) % self.evaluate_every == 0 or epoch.index == epochs - 1
-
-    @property
-    def is_adversarial(self) -> bool:
-        """Whether there are discriminators."""
-        return self.adversarial > 0 and self.translation_epochs > 0
-
-    @property
-    def judged(self) -> tuple[str, ...]:
-        """What discriminators judge; a camera that cannot change has nothing to learn from them."""
-        kinds = ("spectra", "rgb" if self.physics == "trainable" else "", "features" if self.judge_features else "")
-        return tuple(kind for kind in kinds if kind)
 
 
 class MatSpectNetRecipe(Recipe):
@@ -322,7 +141,7 @@ class MatSpectNetRecipe(Recipe):
         if data.root or data.spectral_root or data.spectra or data.camera or data.samples:
             open_domains(data)
         if config.recovery_weights:
-            _load_recovery(recovery_network(config), config.recovery_weights)
+            recovery_network(config)
         if config.network.weights:
             segmenter(config.network, data.classes, data.crop, extra=0)
 
@@ -476,82 +295,11 @@ def opponents(
     """
     pairs = {
         "spectra": (spectra, found["other_spectra"]),
-        "rgb": (other, found.get("synthetic")),
         "features": (found["features"].detach(), found["other_features"]),
     }
-    chosen = {kind: pairs[kind] for kind in kinds}
-    return {kind: pair[0] for kind, pair in chosen.items()}, {kind: pair[1] for kind, pair in chosen.items()}
-
-
-def recovery_network(config: MatSpectNetConfig) -> Recovery:
-    """The recovery of a configuration, with the weights that it names."""
-    network = Recovery(config.recovery_stages, config.recovery_width, config.recovery_residual)
-    if config.recovery_weights:
-        _load_recovery(network, config.recovery_weights)
-    return network
-
-
-def translation_network(config: MatSpectNetConfig, sensitivity: Tensor) -> Translation:
-    """Recovery and camera of a configuration.
-
-    Args:
-        config: Which.
-        sensitivity: (3, 31) what is known of the camera.
-    """
-    camera = None
-    if config.physics != "none":
-        is_trainable = config.physics == "trainable"
-        camera = Camera(sensitivity, trainable=is_trainable, band_gain=config.band_gain, isp=config.isp)
-    recovery = Recovery(config.recovery_stages, config.recovery_width, config.recovery_residual)
-    return Translation(recovery, camera, exposure=config.exposure, hard=config.physics == "nullspace")
-
-
-def discriminator_networks(config: MatSpectNetConfig, translation: Translation) -> Discriminators:
-    """A discriminator for each kind that is judged."""
-    width = config.discriminator_width
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "spectra": lambda: PatchDiscriminator(BANDS, width),
-        "rgb": lambda: PatchDiscriminator(3, width),
-        "features": lambda: PixelDiscriminator(translation.recovery.feature_width, width),
-    }
-    return Discriminators({kind: makers[kind]() for kind in config.judged})
-
-
-def segmentation_network(config: MatSpectNetConfig, classes: int, samples: Samples) -> MatSpectNet:
-    """What is trained in the last phase.
-
-    Args:
-        config: Which.
-        classes: K.
-        samples: Measured ones, for the properties.
-    """
-    if config.spectra == "none":
-        return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=0), None)
-    branch = SpectralBranch(
-        ResponseFilters(config.filters, config.filter_mode, config.filter_pool),
-        Perception(samples, config.shape, standardise=config.standardise) if config.perception else None,
-        config.spectral_width,
-        config.network.patch,
-    )
-    return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=config.spectral_width), branch)
-
-
-def _load_recovery(network: Recovery, url: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(local_copy(url))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"recipe.recovery_weights={url}: cannot be read as safetensors ({error})") from None
-    prefix = "recovery."  # of a translation's
-    if any(name.startswith(prefix) for name in weights):
-        weights = {n.removeprefix(prefix): value for n, value in weights.items() if n.startswith(prefix)}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"recipe.recovery_weights={url}: not the weights of this recovery ({reason})") from None
+    if "synthetic" in found:
+        pairs["rgb"] = (other, found["synthetic"])
+    return {kind: pairs[kind][0] for kind in kinds}, {kind: pairs[kind][1] for kind in kinds}
 
 
 def _keep_best(run: Run, learner: Learner, score: float) -> None:

@@ -22,13 +22,9 @@ from pharos.trial import Outcome, Report, TrialSpec
 from trainables.common.materials.evaluation import scores
 from trainables.common.materials.losses import focal_sums
 from trainables.matspectnet.adversarial import discriminator_adversarial, generator_adversarial
-from trainables.matspectnet.recipe import (
-    MatSpectNetConfig,
-    discriminator_networks,
-    opponents,
-    recovery_network,
-    translation_network,
-)
+from trainables.matspectnet.networks import discriminator_networks, recovery_network, translation_network
+from trainables.matspectnet.recipe import opponents
+from trainables.matspectnet.settings import MatSpectNetConfig
 
 SHORT = [
     "recipe.recovery_epochs=1",
