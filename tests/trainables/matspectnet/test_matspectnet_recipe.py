@@ -27,10 +27,9 @@ from trainables.matspectnet.recipe import opponents
 from trainables.matspectnet.settings import MatSpectNetConfig
 
 SHORT = [
-    "recipe.recovery_epochs=1",
-    "recipe.translation_epochs=1",
-    "recipe.epochs=1",
-    "recipe.data.validation_images=2",
+    *("recipe.recovery_epochs=1", "recipe.translation_epochs=1", "recipe.epochs=1"),
+    *("recipe.data.spectral_images=4", "recipe.data.train_images=8"),
+    *("recipe.data.validation_images=2", "recipe.data.test_images=2"),
 ]
 
 
