@@ -12,7 +12,7 @@ from pharos.learner import Learner
 from pharos.run import Run
 from trainables.common.materials.evaluation import confusion_over, scores
 from trainables.common.materials.scenes import Scenes
-from trainables.dbat.analysis import Alignment, detectors, dissected, spearman
+from trainables.dbat.analysis import Alignment, dissected, spearman
 from trainables.dbat.data import Materials, Samples, concepts
 from trainables.dbat.model import centred
 from trainables.dbat.pictures import draw_alignment, draw_attention, draw_detectors
@@ -121,7 +121,9 @@ class Judge:
             return {}  # the concepts are those of whole scenes
         classes = len(self._materials.classes)
         known = concepts(scenes, range(len(activations)), classes, is_matscale=self._is_matscale)
-        shares = detectors(*dissected(activations, known))
+        dissection = dissected(activations, known)
+        shares = dissection.detectors()
         if self._run.rank == 0:
             self._run.log_image("detectors", draw_detectors(shares))
-        return {f"detectors/{group}": share for group, share in shares.items()}
+        found = {f"detectors/{group}": share for group, share in shares.items()}
+        return found | {f"iou/{group}": value for group, value in dissection.best_iou().items()}
