@@ -130,7 +130,8 @@ class Dbat(Recipe):
             if not is_last and (epoch.index + 1) % config.evaluate_every:
                 continue
             with learner.evaluating():
-                found = judge.validation(learner)
+                # All workers keep the same weights, even where their devices round a score differently.
+                found = run.mean(judge.validation(learner))
             _keep_best(run, learner, found["val/pixel_acc"])
             if is_last:
                 learner.load_weights(run.state["best"]["network"])
