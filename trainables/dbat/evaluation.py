@@ -19,6 +19,7 @@ from trainables.dbat.pictures import draw_alignment, draw_attention, draw_detect
 
 _LOOKED_AT = 64  # images of the test whose layers are kept
 _SHOWN = 4  # of them in the picture of the masks
+_ALIGNED = 4  # the fewest in a batch whose layers can be compared
 
 
 class Judge:
@@ -64,20 +65,21 @@ class Judge:
         images, labels = self._squares()
         alike = Alignment()
         masks, deepest, predicted = [], [], []
-        for start in range(0, len(images), self._batch):
-            some = images[start : start + self._batch]
+        batch = max(_ALIGNED, self._batch)
+        for start in range(0, len(images), batch):
+            some = images[start : start + batch]
             logits, look = learner(centred(some.to(self._run.device).float() / 255), with_look=True)
             predicted.append(logits.argmax(dim=1).cpu())
             deepest.append(list(look.layers.values())[-1].float().cpu())
             if look.masks is not None:
                 masks.append(look.masks.float().cpu())
-            if len(some) >= 4:
+            if len(some) >= _ALIGNED:
                 alike.add(look.layers)
         found: dict[str, float] = {}
         shares = torch.cat(masks) if masks else None
         if shares is not None:
             found |= self._attention(shares)
-        if self._run.rank == 0 and len(images) >= 4:
+        if self._run.rank == 0 and len(images) >= _ALIGNED:
             self._run.log_image("alignment", draw_alignment(*alike.result()))
         if self._run.rank == 0:
             classes = len(self._materials.classes)
