@@ -59,7 +59,7 @@ class Dbat(Recipe):
             "data.validation_images": 48,
             "data.test_images": 100,
             "batch_size": 8,
-            "epochs": 12,
+            "epochs": 16,
             # From scratch and in a thousandth of the paper's steps.
             "optim.lr": 1e-3,
             "optim.warmup": 20,
