@@ -9,7 +9,7 @@ scenes and batches) by `platform/train.py` itself. Settings are passed on, such 
     accuracy       of the test, in per cent: mean, standard deviation, and DBAT's difference to each control, paired by
                    seed: mean, its 95 % interval, and in how many seeds DBAT is better
     masks          the mean share of each map, and whether nearer scenes are given larger patches
-    detectors      share of the deepest map's units that detect a concept, by its group
+    detectors      share of the deepest map's units that select a concept, by its group
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from pharos.learner import Learner
 from pharos.run import Run
 from trainables.common.materials.evaluation import confusion_over, scores
 from trainables.common.materials.scenes import Scenes
-from trainables.dbat.analysis import Alignment, detectors, dissected, spearman
+from trainables.dbat.analysis import Alignment, dissected, spearman
 from trainables.dbat.data import Materials, Samples, concepts
 from trainables.dbat.model import centred
 from trainables.dbat.pictures import draw_alignment, draw_attention, draw_detectors
 
 _LOOKED_AT = 64  # images of the test whose layers are kept
 _SHOWN = 4  # of them in the picture of the masks
+_ALIGNED = 4  # the fewest in a batch whose layers can be compared
 
 
 class Judge:
@@ -64,20 +65,21 @@ class Judge:
         images, labels = self._squares()
         alike = Alignment()
         masks, deepest, predicted = [], [], []
-        for start in range(0, len(images), self._batch):
-            some = images[start : start + self._batch]
+        batch = max(_ALIGNED, self._batch)
+        for start in range(0, len(images), batch):
+            some = images[start : start + batch]
             logits, look = learner(centred(some.to(self._run.device).float() / 255), with_look=True)
             predicted.append(logits.argmax(dim=1).cpu())
             deepest.append(list(look.layers.values())[-1].float().cpu())
             if look.masks is not None:
                 masks.append(look.masks.float().cpu())
-            if len(some) >= 4:
+            if len(some) >= _ALIGNED:
                 alike.add(look.layers)
         found: dict[str, float] = {}
         shares = torch.cat(masks) if masks else None
         if shares is not None:
             found |= self._attention(shares)
-        if self._run.rank == 0 and len(images) >= 4:
+        if self._run.rank == 0 and len(images) >= _ALIGNED:
             self._run.log_image("alignment", draw_alignment(*alike.result()))
         if self._run.rank == 0:
             classes = len(self._materials.classes)
@@ -109,9 +111,9 @@ class Judge:
         """Mean share of each map, and whether nearer scenes are given larger patches."""
         found = {f"attention/map{k + 1}": float(share) for k, share in enumerate(masks.mean(dim=(0, 2, 3)))}
         index = torch.einsum("nkhw,k->n", masks, torch.arange(1.0, 5.0)) / masks[0, 0].numel()
-        if isinstance(self._materials.test, Scenes) and index.std() > 0:
+        if isinstance(self._materials.test, Scenes):
             zoom = self._materials.test.zoom[: len(index)]
-            if zoom.std() > 0:
+            if min(len(set(zoom.tolist())), len(set(index.tolist()))) > 1:
                 found["attention/zoom_rank_correlation"] = spearman(index, zoom)
         return found
 
@@ -121,7 +123,9 @@ class Judge:
             return {}  # the concepts are those of whole scenes
         classes = len(self._materials.classes)
         known = concepts(scenes, range(len(activations)), classes, is_matscale=self._is_matscale)
-        shares = detectors(*dissected(activations, known))
+        dissection = dissected(activations, known)
+        shares = dissection.detectors()
         if self._run.rank == 0:
             self._run.log_image("detectors", draw_detectors(shares))
-        return {f"detectors/{group}": share for group, share in shares.items()}
+        found = {f"detectors/{group}": share for group, share in shares.items()}
+        return found | {f"iou/{group}": value for group, value in dissection.best_iou().items()}

@@ -59,7 +59,7 @@ class Dbat(Recipe):
             "data.validation_images": 48,
             "data.test_images": 100,
             "batch_size": 8,
-            "epochs": 12,
+            "epochs": 16,
             # From scratch and in a thousandth of the paper's steps.
             "optim.lr": 1e-3,
             "optim.warmup": 20,
@@ -130,7 +130,8 @@ class Dbat(Recipe):
             if not is_last and (epoch.index + 1) % config.evaluate_every:
                 continue
             with learner.evaluating():
-                found = judge.validation(learner)
+                # All workers keep the same weights, even where their devices round a score differently.
+                found = run.mean(judge.validation(learner))
             _keep_best(run, learner, found["val/pixel_acc"])
             if is_last:
                 learner.load_weights(run.state["best"]["network"])

@@ -194,7 +194,8 @@ class MatSpectNetRecipe(Recipe):
             if not config.is_due(epoch, config.epochs):
                 continue
             with network.evaluating():
-                found = source.judged(judge, network, "validation")
+                # All workers keep the same weights, even where their devices round a score differently.
+                found = run.mean(source.judged(judge, network, "validation"))
             _keep_best(run, network, found["val/mean_acc"])
             if epoch.index == config.epochs - 1:
                 network.load_weights(run.state["best"]["network"])

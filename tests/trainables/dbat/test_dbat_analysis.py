@@ -11,7 +11,6 @@ from trainables.dbat.analysis import (
     EXCEEDED,
     Alignment,
     alignment,
-    detectors,
     dissected,
     spearman,
     thresholds,
@@ -68,11 +67,25 @@ def test_a_unit_that_is_a_concept_detects_it_and_a_random_one_does_not():
     mask[:, 0, 3:5, 7:11] = True  # eight of 1600 places: the share that a unit is active at
     other = torch.rand(5, 2, 40, 40, generator=torch.Generator().manual_seed(0)) < 0.3
     activations = torch.cat([mask.double() + 0.01 * normal(5, 1, 40, 40), normal(5, 1, 40, 40, seed=1)], 1)
-    groups, iou = dissected(activations, {"spot": mask, "noise": other})
-    assert groups == ["spot", "noise", "noise"]
-    assert float(iou[0, 0]) == 1
-    assert (iou[1] < 0.02).all()
-    assert detectors(groups, iou) == {"spot": 0.5, "noise": 0.0}
+    found = dissected(activations, {"spot": mask, "noise": other})
+    assert found.groups == ["spot", "noise", "noise"]
+    assert float(found.iou[0, 0]) == 1
+    assert (found.iou[1] < 0.02).all()
+    assert found.selectivity[0, 0] == 1
+    assert found.selectivity[1, 0] < 0.05
+    assert found.detectors() == {"spot": 0.5, "noise": 0.0}
+    assert found.best_iou()["spot"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_unit_that_selects_a_large_concept_is_a_detector_whatever_its_iou():
+    half = torch.zeros(4, 1, 20, 20, dtype=torch.bool)
+    half[:, :, :10] = True
+    inside = half.double() * (1 + normal(4, 1, 20, 20).abs())
+    found = dissected(torch.cat([inside, normal(4, 1, 20, 20, seed=1)], 1), {"half": half})
+    assert found.iou[0, 0] <= EXCEEDED / 0.5 + 1e-6
+    assert found.selectivity[0, 0] == 1
+    assert found.selectivity[1, 0] < 1
+    assert found.detectors()["half"] >= 0.5
 
 
 def test_concepts_of_scenes_are_what_they_are_made_of():

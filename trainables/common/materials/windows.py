@@ -115,7 +115,9 @@ class WindowBlock(nn.Module):
         places: Tensor = self.places  # type: ignore[assignment]
         bias = self.relative_position_bias_table[places].permute(2, 0, 1)
         mask = region_mask(height, width, self.window, self.shift).to(bias.device)
-        scores = (bias[None] + mask[:, None]).repeat(len(query) // len(mask), 1, 1, 1)
+        scores = bias[None] + mask[:, None]
+        if len(mask) > 1:
+            scores = scores.repeat(len(query) // len(mask), 1, 1, 1)
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask=scores.to(query.dtype))
         mixed = joined(self.project(out.transpose(1, 2).flatten(2)), self.window, height, width)
         return torch.roll(mixed, (self.shift, self.shift), (1, 2)) if self.shift else mixed
