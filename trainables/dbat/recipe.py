@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from pharos.learner import Learner, OptimConfig
+from pharos.learner import OptimConfig
 from pharos.recipe import Recipe
 from pharos.run import Run
-from trainables.common.materials.evaluation import labelled_counts
+from trainables.common.materials.evaluation import keep_best, labelled_counts
 from trainables.common.materials.inference import predict_folder
 from trainables.common.materials.losses import focal_sums, mean_over_pixels
 from trainables.common.materials.settings import NANO, MaterialsConfig, swin_adamw
@@ -132,7 +132,7 @@ class Dbat(Recipe):
             with learner.evaluating():
                 # All workers keep the same weights, even where their devices round a score differently.
                 found = run.mean(judge.validation(learner))
-            _keep_best(run, learner, found["val/pixel_acc"])
+            keep_best(run, learner, found["val/pixel_acc"])
             if is_last:
                 learner.load_weights(run.state["best"]["network"])
                 with learner.evaluating():
@@ -152,10 +152,3 @@ class Dbat(Recipe):
                 batch=config.batch_size,
                 device=run.device,
             )
-
-
-def _keep_best(run: Run, learner: Learner, score: float) -> None:
-    """Remembers the weights of the best validation so far."""
-    best = run.state.get("best")
-    if best is None or score > best["score"]:
-        run.state["best"] = {"score": score, "network": learner.weights()}

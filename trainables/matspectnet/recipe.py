@@ -20,7 +20,7 @@ from pharos.learner import Learner
 from pharos.recipe import Recipe
 from pharos.run import Run
 from trainables.common.materials.data import shown
-from trainables.common.materials.evaluation import labelled_counts
+from trainables.common.materials.evaluation import keep_best, labelled_counts
 from trainables.common.materials.inference import predict_folder
 from trainables.common.materials.losses import focal_sums, mean_over_pixels
 from trainables.common.materials.settings import NANO
@@ -196,7 +196,7 @@ class MatSpectNetRecipe(Recipe):
             with network.evaluating():
                 # All workers keep the same weights, even where their devices round a score differently.
                 found = run.mean(source.judged(judge, network, "validation"))
-            _keep_best(run, network, found["val/mean_acc"])
+            keep_best(run, network, found["val/mean_acc"])
             if epoch.index == config.epochs - 1:
                 network.load_weights(run.state["best"]["network"])
                 with network.evaluating():
@@ -301,10 +301,3 @@ def opponents(
     if "synthetic" in found:
         pairs["rgb"] = (other, found["synthetic"])
     return {kind: pairs[kind][0] for kind in kinds}, {kind: pairs[kind][1] for kind in kinds}
-
-
-def _keep_best(run: Run, learner: Learner, score: float) -> None:
-    """Remembers the weights of the best validation so far."""
-    best = run.state.get("best")
-    if best is None or score > best["score"]:
-        run.state["best"] = {"score": score, "network": learner.weights()}

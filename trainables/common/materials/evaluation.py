@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pharos.learner import Learner
+from pharos.run import Run
 from trainables.common.materials.data import Samples, resized_like
 from trainables.common.materials.tiling import tiled
 from trainables.common.segmentation import IGNORED, class_accuracy, confusion, mean_accuracy, mean_iou, pixel_accuracy
@@ -79,3 +81,10 @@ def scores(matrix: Tensor, prefix: str) -> dict[str, float]:
 def labelled_counts(labels: Tensor) -> Tensor:
     """How many pixels of each sample have a label: (B, H, W) -> (B,)."""
     return (labels != IGNORED).flatten(1).sum(dim=1)
+
+
+def keep_best(run: Run, learner: Learner, score: float) -> None:
+    """Remembers the weights of the best validation so far, as `run.state["best"]["network"]`."""
+    best = run.state.get("best")
+    if best is None or score > best["score"]:
+        run.state["best"] = {"score": score, "network": learner.weights()}
