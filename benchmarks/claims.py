@@ -19,13 +19,16 @@ Results = dict[tuple[str, int], dict[str, Any]]
 """What `train.py --json` gives, by variant and seed."""
 
 
-def read_options(description: str, seeds: int, variants: Sequence[str] = ()) -> argparse.Namespace:
+def read_options(
+    description: str, seeds: int, variants: Sequence[str] = (), *, is_drawn: bool = False
+) -> argparse.Namespace:
     """What is typed: `--seeds`, `--jobs`, `--json` and settings that are passed on.
 
     Args:
         description: Of the benchmark.
         seeds: How many by default.
         variants: If given, `--only` chooses some of them.
+        is_drawn: Whether there is `--picture`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=seeds, help="how many; the claims are about means over them")
@@ -35,6 +38,8 @@ def read_options(description: str, seeds: int, variants: Sequence[str] = ()) -> 
     )
     if variants:
         parser.add_argument("--only", nargs="+", choices=variants, default=list(variants), help="which to train")
+    if is_drawn:
+        parser.add_argument("--picture", metavar="FILE", help="also draw the result there")
     parser.add_argument("settings", nargs="*", metavar="name=value")
     return parser.parse_intermixed_args()
 

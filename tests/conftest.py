@@ -34,7 +34,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("pharos")
 
 
-_ALONE = ("backends/", "commands/", "pharos/tracking/test_online.py")
+_ALONE = ("backends/", "commands/test_real", "commands/test_bucket", "pharos/tracking/test_online.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks

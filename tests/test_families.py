@@ -122,7 +122,7 @@ def test_every_parameter_is_trained(plan: Plan, tmp_path: Path) -> None:
     assert newest is not None
     for name in newest.state["learners"]:
         moments = newest.tensors(f"learners/{name}/optimizer/")
-        means = {key: value for key, value in moments.items() if key.endswith("/exp_avg")}
+        means = {key: value for key, value in moments.items() if key.endswith(("/exp_avg", "/momentum_buffer"))}
         assert means, f"{name} was never stepped"
         for key, value in means.items():
             assert value.abs().sum() > 0, f"{key} of {name} never had a gradient"

@@ -40,6 +40,7 @@ class Learner:
             fp16 has fp16 weights), and their floating-point outputs come back as fp32.
         world: The workers that train it together.
         saved: A checkpoint that holds it; its weights and the optimiser's state are taken up.
+        factors: Of the learning rate, by the end of parameters' names; for others it is 1.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Learner:
         engine: EngineConfig | None = None,
         world: World | None = None,
         saved: Checkpoint | None = None,
+        factors: Mapping[str, float] | None = None,
     ):
         engine, world = engine or EngineConfig(), world or World()
         self.name = name
@@ -61,7 +63,7 @@ class Learner:
             checkpoint_activations(self.module)
         self._optim = optim
         self._world = world
-        self._engine = make_engine(self.module, optim, engine, world)
+        self._engine = make_engine(self.module, optim, engine, world, factors or {})
         if saved is not None:
             self._engine.load(saved, f"learners/{name}/")
         self._autocast = None if engine.has_half_weights else PRECISIONS[engine.precision]
@@ -138,6 +140,13 @@ class Learner:
         """Replaces the module's state; the optimiser's stays."""
         with self._engine.whole(write=True):
             self.module.load_state_dict(weights)
+
+    def reset_optimizer(self) -> None:
+        """Forgets the optimiser's moments, as if it had just been made: for methods that start a new one by rounds.
+
+        A trial resumes with what was saved last, so this belongs to the epoch that ends a round, not to the next.
+        """
+        self._engine.forget()
 
     # What the run uses
 

@@ -147,8 +147,16 @@ class Run:
         """How many workers train the trial."""
         return self.world.size
 
-    def learner(self, name: str, module: nn.Module, optim: OptimConfig) -> Learner:
+    def learner(
+        self, name: str, module: nn.Module, optim: OptimConfig, factors: Mapping[str, float] | None = None
+    ) -> Learner:
         """Registers a module with its optimiser; a resumed trial gets its weights and moments back here.
+
+        Args:
+            name: Its name in checkpoints and reports.
+            module: The network.
+            optim: Its optimiser.
+            factors: Of the learning rate, by the end of parameters' names; for others it is 1.
 
         Raises:
             ValueError: The name is taken, or has a '/'.
@@ -156,7 +164,9 @@ class Run:
         if name in self._learners or "/" in name:
             raise ValueError(f"this run already has a learner {name!r}, or a name has a '/'")
         saved = self._saved if name in self._unclaimed else None
-        self._learners[name] = Learner(name, module, optim, engine=self._engine, world=self.world, saved=saved)
+        self._learners[name] = Learner(
+            name, module, optim, engine=self._engine, world=self.world, saved=saved, factors=factors
+        )
         if saved is not None:
             self._unclaimed.remove(name)
             self._saved = self._saved if self._unclaimed else None

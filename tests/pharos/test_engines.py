@@ -45,9 +45,10 @@ def make_learner():
     """Makes learners, and closes them at the end of the test."""
     made = []
 
-    def make(engine, optim=None, *, module=None, saved=None, **changes):
+    def make(engine, optim=None, *, module=None, saved=None, factors=None, **changes):
         optim = optim or OptimConfig(lr=0.03)
-        made.append(Learner("net", module or make_module(), optim, engine=config_of(engine, **changes), saved=saved))
+        engine = config_of(engine, **changes)
+        made.append(Learner("net", module or make_module(), optim, engine=engine, saved=saved, factors=factors))
         return made[-1]
 
     yield make
@@ -259,6 +260,19 @@ def test_evaluating_gives_the_module_s_own_outputs(make_learner, engine):
     torch.testing.assert_close(out, plain.eval()(x))
 
 
+@pytest.mark.parametrize("optim", [OptimConfig(lr=0.03), OptimConfig("sgd", lr=0.03)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_optimiser_that_was_reset_steps_as_a_new_one(make_learner, engine, optim):
+    used = make_learner(engine, optim)
+    train(used, range(3))
+    new = make_learner(engine, optim)
+    new.load_weights(used.weights())
+    used.reset_optimizer()
+    train(used, range(3, 6))
+    train(new, range(3, 6))
+    assert_close(used.weights(), new.weights())
+
+
 @pytest.mark.parametrize("zero", ZEROS)
 def test_the_rate_of_an_epoch_is_set(make_learner, zero):
     optim = OptimConfig(lr=0.03, schedule="linear", hold=0.0)
@@ -268,6 +282,33 @@ def test_the_rate_of_an_epoch_is_set(make_learner, zero):
             learner.start_epoch(epoch / 3)
             train(learner, [epoch])
     assert_close(ours.weights(), theirs.weights())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_parameters_with_a_factor_have_that_times_the_rate(make_learner, engine, name):
+    optim = OptimConfig(name, lr=0.03, schedule="linear", hold=0.0, weight_decay=0.01)
+    learner = make_learner(engine, optim, factors={"bias": 3.0, "0.weight": 0.0})
+    plain = make_module()
+    kind = torch.optim.Adam if name == "adam" else torch.optim.SGD
+    groups = [
+        {"params": [p for n, p in plain.named_parameters() if n.endswith("bias")], "lr": 0.09},
+        {"params": [p for n, p in plain.named_parameters() if n not in ("0.weight",) and "bias" not in n]},
+    ]
+    more = {} if name == "adam" else {"momentum": 0.9}
+    theirs = kind(groups, lr=0.03, weight_decay=0.01, **more)
+    before = learner.weights()["0.weight"]
+    for step in range(4):
+        learner.start_epoch(step / 4)
+        for group, factor in zip(theirs.param_groups, (3, 1), strict=True):
+            group["lr"] = 0.03 * factor * (1 - step / 4)
+        theirs.zero_grad()
+        loss_of(plain, step).backward()
+        theirs.step()
+        train(learner, [step])
+    ours = learner.weights()
+    assert torch.equal(ours["0.weight"], before)
+    assert_close(ours, dict(plain.state_dict()))
 
 
 @pytest.mark.parametrize("zero", ZEROS)

@@ -29,39 +29,58 @@ class _AllReduce(torch.autograd.Function):
         return total
 
 
-def _normalised(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """The training pass of several workers: statistics of all their samples, running ones updated with them."""
-    shape = [1, -1, *([1] * (x.dim() - 2))]
+def normalised(
+    module: nn.modules.batchnorm._BatchNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """The training pass of several workers: statistics of all their samples, running ones updated with them.
+
+    Args:
+        module: Whose statistics.
+        x: (B, C, …).
+        weight: Gain of each channel, (C,); None: 1.
+        bias: Shift of each channel, (C,); None: 0.
+
+    Returns:
+        As `x`.
+    """
+    channels, shape = x.shape[1], [1, -1, *([1] * (x.dim() - 2))]
     axes = [0, *range(2, x.dim())]
     wide = x.float()
-    count = x.numel() / x.shape[1]
-    # Shifted by what is known before, so that the difference of two large sums does not lose the variance.
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    shift = module.running_mean.detach().float()
-    centred = wide - shift.view(shape)
-    sums = torch.cat([centred.sum(axes), centred.square().sum(axes), centred.new_tensor([count])])
-    channels = x.shape[1]
+    count = x.numel() // channels
+    mean = wide.mean(axes)
+    spread = (wide - mean.view(shape)).square().sum(axes).double()
+    # In float64, so that the difference of two large sums does not lose the variance.
+    mean = mean.double()
+    sums = torch.cat([count * mean, spread + count * mean.square(), mean.new_tensor([count])])
     sums = _AllReduce.apply(sums)  # type: ignore[no-untyped-call]
     total = sums[-1].detach()
     if total <= 1:
         raise ValueError(f"batch normalisation needs more than one value per channel to train; it got {tuple(x.shape)}")
     mean = sums[:channels] / total
     variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
-    with torch.no_grad():
-        momentum = module.momentum if module.momentum is not None else 0.1
-        module.running_mean.lerp_((mean + shift).to(module.running_mean.dtype), momentum)
-        unbiased = variance * (total / (total - 1))
-        module.running_var.lerp_(unbiased.to(module.running_var.dtype), momentum)
-        assert module.num_batches_tracked is not None
-        module.num_batches_tracked += 1
-    out: Tensor = (centred - mean.view(shape)) * torch.rsqrt(variance + module.eps).view(shape)
-    if module.affine:
-        out = out * module.weight.view(shape) + module.bias.view(shape)
+    _average_in(module, mean.detach(), variance.detach() * (total / (total - 1)))
+    scale = torch.rsqrt(variance + module.eps).float()
+    out: Tensor = (wide - mean.float().view(shape)) * scale.view(shape)
+    if weight is not None:
+        out = out * weight.view(shape)
+    if bias is not None:
+        out = out + bias.view(shape)
     return out.to(x.dtype)
 
 
-def _is_shared() -> bool:
+def _average_in(module: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked += 1
+    # Without a momentum they are means over all batches, as in PyTorch.
+    momentum = module.momentum if module.momentum is not None else 1 / float(module.num_batches_tracked)
+    module.running_mean.lerp_(mean.to(module.running_mean.dtype), momentum)
+    module.running_var.lerp_(variance.to(module.running_var.dtype), momentum)
+
+
+def is_shared() -> bool:
+    """Whether several workers train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -70,9 +89,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        if not (self.training and _is_shared()):
+        if not (self.training and is_shared()):
             return super().forward(x)
-        return _normalised(self, x)
+        return normalised(self, x, self.weight, self.bias)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
@@ -80,6 +99,6 @@ class BatchNorm3d(nn.BatchNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> the same shape."""
-        if not (self.training and _is_shared()):
+        if not (self.training and is_shared()):
             return super().forward(x)
-        return _normalised(self, x)
+        return normalised(self, x, self.weight, self.bias)

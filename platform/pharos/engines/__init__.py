@@ -6,6 +6,8 @@ workers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from pharos.engines.base import Engine, EngineConfig
@@ -13,12 +15,14 @@ from pharos.engines.optimizers import OptimConfig
 from pharos.world import World
 
 
-def make_engine(module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World) -> Engine:
+def make_engine(
+    module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World, factors: Mapping[str, float]
+) -> Engine:
     """The engine that a configuration names."""
     if config.name == "deepspeed":
         from pharos.engines.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(module, optim, config, world)
+        return DeepSpeedEngine(module, optim, config, world, factors)
     from pharos.engines.torch_engine import TorchEngine
 
-    return TorchEngine(module, optim, config, world)
+    return TorchEngine(module, optim, config, world, factors)

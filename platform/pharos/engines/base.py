@@ -47,6 +47,9 @@ class Engine(Protocol):
     def set_rate(self, rate: float) -> None:
         """Sets the learning rate."""
 
+    def forget(self) -> None:
+        """Makes the optimiser's state that of a new one."""
+
     def whole(self, write: bool = False) -> AbstractContextManager[None]:
         """Within the block the module's parameters are whole; with `write`, what is written to them is kept."""
 

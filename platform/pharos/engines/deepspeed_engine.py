@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pharos.checkpoint import Checkpoint, Part
 from pharos.engines.base import EngineConfig
-from pharos.engines.optimizers import OptimConfig, make_optimizer
+from pharos.engines.optimizers import OptimConfig, forget, make_optimizer, set_rate
 from pharos.errors import PharosError
 from pharos.world import World, join_alone
 
@@ -34,7 +34,9 @@ _LOSS_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 class DeepSpeedEngine:
     """See `pharos.engines.base.Engine`."""
 
-    def __init__(self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World):
+    def __init__(
+        self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World, factors: Mapping[str, float]
+    ):
         self._deepspeed = _import_deepspeed(world)
         self._module = module
         self._world = world
@@ -49,7 +51,7 @@ class DeepSpeedEngine:
         try:
             self._engine, *_ = self._deepspeed.initialize(
                 model=module,
-                optimizer=make_optimizer(module, optim),
+                optimizer=make_optimizer(module, optim, factors),
                 config=_configuration(module, optim, config),
                 dist_init_required=False,
             )
@@ -83,8 +85,10 @@ class DeepSpeedEngine:
         self._engine.step()
 
     def set_rate(self, rate: float) -> None:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._engine.optimizer, rate)
+
+    def forget(self) -> None:
+        forget(self._base)
 
     @contextlib.contextmanager
     def whole(self, write: bool = False) -> Iterator[None]:
@@ -151,6 +155,12 @@ class DeepSpeedEngine:
             to_release = coordinator._PartitionedParameterCoordinator__params_to_release
             to_release.__closure__[0].cell_contents.cache_clear()  # an lru_cache without a limit
 
+    @property
+    def _base(self) -> torch.optim.Optimizer:
+        """PyTorch's optimiser, below DeepSpeed's."""
+        optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer if self._zero else self._engine.optimizer
+        return optimizer
+
     def _is_sharded(self, parameter: nn.Parameter) -> bool:
         """Whether each worker holds a piece of it: ZeRO 1 and 2 leave parameters that are not trained alone."""
         return self._zero == 3 or (self._zero > 0 and parameter.requires_grad)
@@ -182,8 +192,7 @@ class DeepSpeedEngine:
             flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
         else:
             flat, offset, start, count = parameter, 0, 0, parameter.numel()
-        base = optimizer.optimizer if self._zero else optimizer
-        state = base.state[flat] if initial else base.state.get(flat, {})
+        state = self._base.state[flat] if initial else self._base.state.get(flat, {})
         for key, value in (initial or {}).items():
             if key not in state:
                 state[key] = value.to(flat.device) if value.dim() == 0 else torch.zeros_like(flat.data)

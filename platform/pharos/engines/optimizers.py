@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from pharos.errors import InputError
 
+_FACTOR = "factor"  # of a parameter group's learning rate
 _SCHEDULES = ("constant", "linear", "cosine", "onecycle", "exponential")
 
 
@@ -58,9 +60,25 @@ class OptimConfig:
             raise InputError(f"warmup={self.warmup}: a number of updates, at least 0")
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """An optimiser of the parameters that are trainable now."""
-    parameters = parameter_groups(module, config)
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimiser's state that of a new one: zeros, in the place where engines have mapped it."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+
+
+def make_optimizer(
+    module: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """An optimiser of the parameters that are trainable now.
+
+    Args:
+        module: Whose.
+        config: The optimiser's.
+        factors: Of the learning rate, by the end of parameters' names; for others it is 1.
+    """
+    parameters = _groups(module, config, factors or {})
     if config.name == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.beta1, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
@@ -68,13 +86,21 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return kind(parameters, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay, fused=True)
 
 
-def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The parameters that are trainable now: those that decay, and those that do not, if there are any."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Sets the learning rate; groups with a factor of their own get it times that."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_FACTOR]
+
+
+def _groups(module: nn.Module, config: OptimConfig, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trainable parameters, those of one learning rate and one weight decay together."""
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_decayed = not any(part in name for part in config.undecayed)
-            (decayed if is_decayed else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            factor = next((value for end, value in factors.items() if name.endswith(end)), 1.0)
+            decay = 0.0 if any(part in name for part in config.undecayed) else config.weight_decay
+            alike.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.lr * factor, "weight_decay": decay, _FACTOR: factor}
+        for (factor, decay), parameters in alike.items()
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,15 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pharos.checkpoint import Checkpoint, Part
 from pharos.engines.base import EngineConfig
-from pharos.engines.optimizers import OptimConfig, make_optimizer
+from pharos.engines.optimizers import OptimConfig, forget, make_optimizer, set_rate
 from pharos.world import World
 
 
 class TorchEngine:
     """See `pharos.engines.base.Engine`. Every worker has the whole model and optimiser; gradients are averaged."""
 
-    def __init__(self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World):
-        self.optimizer = make_optimizer(module, optim)
+    def __init__(
+        self, module: nn.Module, optim: OptimConfig, config: EngineConfig, world: World, factors: Mapping[str, float]
+    ):
+        self.optimizer = make_optimizer(module, optim, factors)
         self._module = module
         self._world = world
         self._clip = optim.clip_norm
@@ -53,8 +55,10 @@ class TorchEngine:
             self._announce()
 
     def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
+
+    def forget(self) -> None:
+        forget(self.optimizer)
 
     def whole(self, write: bool = False) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

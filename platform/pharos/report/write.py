@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pharos.errors import InputError
 from pharos.pictures import read_pictures
 from pharos.plan import Plan
-from pharos.report import comparison, finals, machines, page, png, search, training
+from pharos.report import comparison, finals, machines, page, parameters, png, search, training
 from pharos.report.importance import importances
 from pharos.report.story import Story, read_story
 from pharos.report.style import Figure
@@ -69,10 +69,10 @@ def _of_the_search(story: Story) -> list[Figure | None]:
     return [
         search.history(story),
         search.pareto(story),
-        search.importance(story, found),
-        search.parallel(story),
-        search.slices(story, found),
-        search.contours(story, found),
+        parameters.importance(story, found),
+        parameters.parallel(story),
+        parameters.slices(story, found),
+        parameters.contours(story, found),
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from made_sweeps import fates
 
 from pharos.records import Span
-from pharos.report import comparison, finals, machines, search, training
+from pharos.report import comparison, finals, machines, parameters, search, training
 from pharos.report.importance import importances
 from pharos.report.style import DARK, LIGHT, SYMBOLS, resolve, span
 from pharos.report.write import figures_of
@@ -65,7 +65,7 @@ def test_the_dimension_that_decides_is_the_most_important_one(sweeps):
     by_name = {each.name: each for each in found}
     assert by_name["recipe.noise"].trials == sum("recipe.noise" in r.params for r in judged.records)
     assert by_name["recipe.noise"].trials < by_name["recipe.lr"].trials
-    sentence = search.importance(story, found).sentence
+    sentence = parameters.importance(story, found).sentence
     assert sentence.startswith("lr sets the best trials apart")
     assert "* among the trials that have it" in sentence
 
@@ -82,7 +82,7 @@ def test_with_few_complete_trials_all_are_judged_at_an_epoch_that_they_reached(s
 
 def test_parallel_lines_of_trials_without_a_dimension_pass_below_its_axis(sweeps):
     story = sweeps.tell(good_below(10))
-    figure = search.parallel(story)
+    figure = parameters.parallel(story)
     lows = 0
     for trace in figure.panels[0]["data"]:
         lines = "".join("|" if y is None else "v" if y < -0.1 else "." for y in trace["y"]).split("|")
@@ -94,7 +94,7 @@ def test_parallel_lines_of_trials_without_a_dimension_pass_below_its_axis(sweeps
 
 def test_slices_mark_what_has_no_value_and_the_paper(sweeps):
     story = sweeps.tell([*fates(20), (Outcome.DIVERGED, 1, (0.5,)), (Outcome.OUT_OF_MEMORY, 0, (0.5,))])
-    figure = search.slices(story, [])
+    figure = parameters.slices(story, [])
     assert [panel["label"] for panel in figure.panels] == ["lr", "kind", "noise"]
     rug = figure.panels[0]["data"][-1]
     bad = [r for r in story.records if r.outcome in (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)]
@@ -109,7 +109,7 @@ def test_a_contour_is_empty_where_no_trial_is_near(sweeps):
     for record in story.records:
         record.params["recipe.lr"] = 0.001 + 0.2 * (record.params["recipe.lr"] - 0.001)
     found = importances(story)
-    panel = search.contours(story, found).panels[0]
+    panel = parameters.contours(story, found).panels[0]
     surface, axis = panel["data"][0], panel["layout"]["xaxis"]["title"]["text"]
     rows = surface["z"] if axis == "lr" else list(zip(*surface["z"], strict=True))
     assert all(row[-1] is None for row in rows)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pharos.config import make_plan
 from pharos.run import Run
+from trainables.common.drawing import lettering
 from trainables.common.pose.adversarial import critic_objective, generator_objective
 from trainables.common.pose.data import PoseDataConfig, Poses, open_poses
 from trainables.common.pose.evaluation import Judge
@@ -29,7 +30,7 @@ from trainables.common.pose.skeleton import SUBSETS
 from trainables.pose_representation import recipe
 from trainables.pose_representation.data import exchanged, mm_per_unit
 from trainables.pose_representation.evaluation import Correlations, CorrelationStudy, Stability, correlations
-from trainables.pose_representation.pictures import colours, draw_correlations, lettering
+from trainables.pose_representation.pictures import colours, draw_correlations
 from trainables.pose_representation.recipe import PoseRepresentation, PoseRepresentationConfig, lifter, loss_groups
 
 ALL = ("full", "two_independent", "two_shared", "five_independent", "five_shared", "left_right")

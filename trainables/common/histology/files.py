@@ -129,9 +129,9 @@ def _folder(root: Path) -> Collection:
 
 
 def _largest(path: Path) -> int:
+    """The highest label of a mask, at least 1: one of 0 and 255 has two classes."""
     codes = read_codes(path)
-    labels = codes[codes != IGNORED]
-    return int(labels.max()) if labels.size else 1  # 0/255 is a mask of two classes
+    return max(1, int(codes.max(where=codes != IGNORED, initial=0)))
 
 
 def _json(path: Path) -> Any:

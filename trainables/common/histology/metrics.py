@@ -7,7 +7,6 @@ prediction are NaN, and left out of every mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,25 +63,6 @@ def image_iou(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
         present = matrix.sum(1) > 0
         found.append(class_iou(matrix)[present].mean() if present.any() else matrix.new_zeros(()))
     return torch.stack(found)
-
-
-def confusion_over(
-    predict: Callable[[Tensor], Tensor], images: Tensor, masks: Tensor, classes: int, batch: int
-) -> Tensor:
-    """The confusion matrix (K, K) of a data set, predicted in batches.
-
-    Args:
-        predict: Classes (B, H, W) of images (B, 3, H, W).
-        images: (N, 3, H, W).
-        masks: (N, H, W).
-        classes: K.
-        batch: B.
-    """
-    total = torch.zeros(classes, classes, dtype=torch.float64)
-    for start in range(0, len(images), batch):
-        image, mask = images[start : start + batch], masks[start : start + batch]
-        total += confusion(predict(image), mask, classes).cpu()
-    return total
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:

@@ -61,19 +61,24 @@ class Ellipses:
         seen = np.flatnonzero((row > -half) & (row < n + half) & (column > -half) & (column < n + half))
         y, x, row, column = y[seen], x[seen], row[seen], column[seen]
         dy, dx = grid.image_of(np.sin(self.angle[seen]), np.cos(self.angle[seen]))
+        long, short = self.long[seen], self.short[seen]
         # A margin on each side of the canvas makes every window lie inside.
         side = n + 4 * half + 2
         offset = np.arange(-half, half + 1)
         from_y = (row[:, None] + offset) * grid.step + grid.axis[0] - y[:, None]
         from_x = (column[:, None] + offset) * grid.step + grid.axis[0] - x[:, None]
-        along = (from_y * dy[:, None])[:, :, None] + (from_x * dx[:, None])[:, None, :]
-        across = (from_y * dx[:, None])[:, :, None] - (from_x * dy[:, None])[:, None, :]
-        radius = np.hypot(along / self.long[seen, None, None], across / self.short[seen, None, None])
+        # Of each window; squares of lengths, as roots are dear.
+        along = (from_y * (dy / long)[:, None])[:, :, None] + (from_x * (dx / long)[:, None])[:, None, :]
+        across = (from_y * (dx / short)[:, None])[:, :, None] - (from_x * (dy / short)[:, None])[:, None, :]
+        along *= along
+        across *= across
+        along += across
+        square = along.ravel()
         margin = 2 * half + 1
         places = ((row[:, None] + offset + margin) * side)[:, :, None] + (column[:, None] + offset + margin)[:, None, :]
-        near = np.flatnonzero(radius.ravel() <= reach)
-        depth, places = 1 - radius.ravel()[near], places.ravel()[near]
-        owner = np.broadcast_to(seen[:, None, None], radius.shape).ravel()[near]
+        near = np.flatnonzero(square <= reach * reach)
+        depth, places = 1 - np.sqrt(square[near]), places.ravel()[near]
+        owner = seen[near // len(offset) ** 2]
         canvas, owners = np.full(side * side, NOTHING), np.full(side * side, -1)
         np.maximum.at(canvas, places, depth)
         deepest = canvas[places] == depth

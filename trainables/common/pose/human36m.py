@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from pharos.errors import InputError
+from trainables.common.arrays import unpickle_arrays
 from trainables.common.pose.articulated import apply_rotation, draw_cameras
 from trainables.common.pose.skeleton import FROM_H36M32, NUM_JOINTS, ROOT, Array, Clip, hold_out
 
@@ -39,33 +40,6 @@ MAX_CALIBRATION_RMS = 20.0
 _Z_UP_TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for `_codecs.encode`, by which pickle protocol 2 writes bytes, always as latin-1."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which is not array data")
-    return text.encode("latin1")
-
-
-# numpy moved its reconstruction function; a file names the place of the release that wrote it.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays in plain containers; refuses any other global before importing it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED_GLOBALS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not array data") from None
-
-
 def _read_member(stream: IO[bytes]) -> Any:
     """The value of one .npy stream: an array, or what a zero-dimensional object array holds."""
     version = np.lib.format.read_magic(stream)
@@ -73,7 +47,7 @@ def _read_member(stream: IO[bytes]) -> Any:
     _, _, dtype = read_header(stream)
     if not dtype.hasobject:
         raise pickle.UnpicklingError("it is not a pickled dictionary")
-    value = _ArrayUnpickler(stream).load()
+    value = unpickle_arrays(stream)
     return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
 
 

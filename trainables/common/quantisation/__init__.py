@@ -1,0 +1,1 @@
+"""What the families of networks with a few hundred distinct weights share."""

@@ -1,0 +1,1 @@
+"""Probabilistic weight fixing networks."""
