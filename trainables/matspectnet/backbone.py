@@ -47,7 +47,7 @@ class SwinV2(nn.Module):
         super().__init__()
         from transformers import Swinv2Backbone, Swinv2Config
 
-        config = Swinv2Config(
+        config = Swinv2Config(  # type: ignore[call-arg] # what it passes on to its base
             image_size=side,
             patch_size=patch,
             embed_dim=width,

@@ -71,7 +71,7 @@ class Judge:
         assert scenes.spectra is not None
         classes = len(self._domains.materials.classes)
         total = torch.zeros(classes, classes, dtype=torch.float64)
-        for part in torch.arange(len(scenes)).split(self._batch):
+        for part in torch.split(torch.arange(len(scenes)), self._batch):
             x, spectra = scenes.images[part].to(self._device).float() / 255, scenes.spectra[part].to(self._device)
             total += confusion(network(x, spectra).argmax(dim=1).cpu(), scenes.truth[part], classes)
         return scores(total, _PREFIX[split])

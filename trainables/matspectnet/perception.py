@@ -108,5 +108,6 @@ class Perception(nn.Module):
         """Spectra (B, 31, H, W) -> properties (B, 8, H, W), without gradients."""
         with torch.autocast(spectra.device.type, enabled=False):
             pixels = spectra.float().movedim(1, -1).flatten(0, -2)
-            chosen = torch.cat([nearest(shape(part, self._kind), self.known) for part in pixels.split(_CHUNK)])
-        return self.values[chosen].unflatten(0, (len(spectra), *spectra.shape[2:])).movedim(-1, 1)
+            chosen = torch.cat([nearest(shape(part, self._kind), self.known) for part in torch.split(pixels, _CHUNK)])
+        found: Tensor = self.values[chosen]
+        return found.reshape(len(spectra), *spectra.shape[2:], -1).movedim(-1, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pharos.config import make_plan
-from pharos.engines.optimizers import parameter_groups
+from pharos.engines.optimizers import make_optimizer
 from pharos.errors import InputError
 from pharos.learner import Learner
 from pharos.recipe import build_config
@@ -47,7 +47,7 @@ def tiny(*typed: str) -> Any:
 
 def test_norms_and_bias_tables_do_not_decay_and_all_else_does():
     network = Segmenter(NANO, 6, 64)
-    groups = parameter_groups(network, swin_adamw())
+    groups = make_optimizer(network, swin_adamw()).param_groups
     names = {id(p): name for name, p in network.named_parameters()}
     decayed, others = ([names[id(p)] for p in group["params"]] for group in groups)
     assert sorted(decayed + others) == sorted(names.values())

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from pharos.errors import InputError
-from trainables.common.histology.metrics import IGNORED
 from trainables.common.histology.optics import Bytes
 from trainables.common.image_files import images_in, read_codes
+from trainables.common.segmentation import IGNORED
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
 _BCSS_MPP = re.compile(r"MPP-(\d+\.\d+)")

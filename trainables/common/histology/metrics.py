@@ -11,19 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainables.common.segmentation import IGNORED, class_dice, class_iou, confusion, mean_iou, pixel_accuracy
-
-__all__ = [
-    "IGNORED",
-    "class_dice",
-    "class_iou",
-    "confusion",
-    "confusion_over",
-    "image_iou",
-    "linear_cka",
-    "mean_iou",
-    "scores",
-]
+from trainables.common.segmentation import class_dice, class_iou, confusion, pixel_accuracy
 
 
 def scores(matrix: Tensor, names: tuple[str, ...] = ()) -> dict[str, float]:

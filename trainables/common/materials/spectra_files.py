@@ -221,7 +221,7 @@ def _usgs(path: Path, url: str) -> Samples:
     bands = WAVELENGTHS
     # Two spectrometers overlap; a gap matters only where it would be interpolated over.
     inside = (wavelengths >= bands[0] - 10) & (wavelengths <= bands[-1] + 10)
-    whole = (values[:, inside] > _MISSING).all(axis=1)
+    whole = np.asarray((values[:, inside] > _MISSING).all(axis=1))
     if not whole.any():
         raise InputError(f"{url}: no sample was measured from 400 to 700 nm without a gap")
     # The library's calibration lets a few values be slightly negative.
