@@ -39,6 +39,7 @@ SPECTRAL_KELVINS = (2856.0, 6500.0)
 _SEEDS = 10  # of one `seed`; the images with materials take the first three
 _SPECTRAL_SEEDS = {"train": 3, "validation": 4}
 _HIDDEN_SEED = 5
+_LOOKED_AT = 100  # images whose mean and deviation stand for all of them
 _DATABASE = 1294  # samples of the generated table, as many as the paper's has
 _ROUGHNESS = (0.0, 0.05, 0.1, 0.2, 0.3)
 _GLOSS = (0.0024, 1.87)  # median and logarithmic spread of the samples' specularity
@@ -276,6 +277,14 @@ def paired_batch(domains: Domains, chosen: Tensor, crop: int, epoch: Epoch) -> t
     x, spectra, clean = spectral_batch(domains.spectral, ours, crop, epoch)
     images, _ = shown(domains.materials.train, others, x.shape[-1], epoch, flips=True)
     return x, spectra, clean, images
+
+
+def channel_scale(samples: common.Samples) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (3,) of each channel of images in [0, 1], over at most 100 of them."""
+    some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
+    images = [samples.read_whole(index)[0].flatten(1).double() / 255 for index in some]
+    pixels = torch.cat(images, dim=1)
+    return pixels.mean(dim=1).float(), pixels.std(dim=1).clamp_min(1e-3).float()
 
 
 def generated_samples(seed: int) -> Samples:

@@ -193,12 +193,20 @@ class MatSpectNet(nn.Module):
     Args:
         segmenter: A DBAT, or its baseline, with as many extra channels as the branch gives.
         branch: Of the spectra; None: images alone, which is DBAT.
+        scale: Mean and standard deviation (3,) of the images' channels; None: 0.5 and 1.
     """
 
-    def __init__(self, segmenter: Segmenter, branch: SpectralBranch | None):
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, segmenter: Segmenter, branch: SpectralBranch | None, scale: tuple[Tensor, Tensor] | None = None):
         super().__init__()
         self.segmenter = segmenter
         self.branch = branch
+        mean, deviation = scale or (torch.full((3,), 0.5), torch.ones(3))
+        # Part of a checkpoint: whoever predicts later does not have the training images.
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("deviation", deviation[:, None, None])
 
     def forward(self, x: Tensor, spectra: Tensor | None = None) -> Tensor:
         """Logits at the images' size, fp32.
@@ -207,7 +215,7 @@ class MatSpectNet(nn.Module):
             x: (B, 3, S, S) in [0, 1].
             spectra: (B, 31, S, S), if there is a branch.
         """
-        features = self.segmenter.look(x - 0.5).features
+        features = self.segmenter.look((x - self.mean) / self.deviation).features
         if self.branch is not None:
             assert spectra is not None
             features = torch.cat([features, self.branch(spectra)], dim=1)

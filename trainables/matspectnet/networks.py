@@ -36,7 +36,8 @@ def translation_network(config: MatSpectNetConfig, sensitivity: Tensor) -> Trans
     camera = None
     if config.physics != "none":
         is_trainable = config.physics == "trainable"
-        camera = Camera(sensitivity, trainable=is_trainable, band_gain=config.band_gain, isp=config.isp)
+        gain, isp = config.band_gain and is_trainable, config.isp and is_trainable
+        camera = Camera(sensitivity, trainable=is_trainable, band_gain=gain, isp=isp)
     recovery = Recovery(config.recovery_stages, config.recovery_width, config.recovery_residual)
     return Translation(recovery, camera, exposure=config.exposure, hard=config.physics == "nullspace")
 
@@ -52,23 +53,26 @@ def discriminator_networks(config: MatSpectNetConfig, translation: Translation) 
     return Discriminators({kind: makers[kind]() for kind in config.judged})
 
 
-def segmentation_network(config: MatSpectNetConfig, classes: int, samples: Samples) -> MatSpectNet:
+def segmentation_network(
+    config: MatSpectNetConfig, classes: int, samples: Samples, scale: tuple[Tensor, Tensor] | None = None
+) -> MatSpectNet:
     """What is trained in the last phase.
 
     Args:
         config: Which.
         classes: K.
         samples: Measured ones, for the properties.
+        scale: See `MatSpectNet`; a checkpoint has its own.
     """
     if config.spectra == "none":
-        return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=0), None)
+        return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=0), None, scale)
     branch = SpectralBranch(
         ResponseFilters(config.filters, config.filter_mode, config.filter_pool),
         Perception(samples, config.shape, standardise=config.standardise) if config.perception else None,
         config.spectral_width,
         config.network.patch,
     )
-    return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=config.spectral_width), branch)
+    return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=config.spectral_width), branch, scale)
 
 
 def _load_recovery(network: Recovery, url: str) -> None:

@@ -54,6 +54,9 @@ class MatSpectNetConfig(MaterialsConfig):
     evaluate_every: int = 5
     """Epochs from one validation to the next, in all phases; the last one of a phase always is."""
 
+    image_scale: str = "centred"
+    """What the network is given of an image: centred (its values less 0.5, the authors' code) or standard (less the
+    mean and divided by the standard deviation of each channel over the training images: for dark ones)."""
     spectra: str = "recovered"
     """What the segmentation gets beside the image: recovered spectra; none (which is DBAT); or oracle: the true ones,
     which metascene alone has."""
@@ -134,6 +137,7 @@ class MatSpectNetConfig(MaterialsConfig):
         super().__post_init__()
         self.check_choices(
             focal_kind=("softmax", "sigmoid"),
+            image_scale=("centred", "standard"),
             spectra=("recovered", "none", "oracle"),
             filter_mode=FILTERS,
             shape=SHAPES,
@@ -152,8 +156,6 @@ class MatSpectNetConfig(MaterialsConfig):
             raise InputError(f"recipe.spectral_width={self.spectral_width} must be even and at least 2")
         if self.physics == "nullspace" and self.exposure != "none":
             raise InputError(f"recipe.physics=nullspace needs recipe.exposure=none, not {self.exposure}")
-        if self.physics != "trainable" and (self.band_gain or self.isp):
-            raise InputError(f"recipe.physics={self.physics} has nothing to train: band_gain and isp must be false")
         if self.is_adversarial and self.recovery_crop < _SMALLEST_PATCH:
             name = f"recipe.recovery_crop={self.recovery_crop}"
             raise InputError(f"{name} must be at least {_SMALLEST_PATCH} for the discriminators, or adversarial=0")
