@@ -29,7 +29,7 @@ from trainables.common.materials.data import (
 from trainables.common.materials.scenes import Scenes, metascene
 from trainables.common.materials.spectra import REFLECTANCES, WAVELENGTHS, Spectra, camera, planck
 from trainables.common.materials.spectra_files import Samples, read_camera, read_samples
-from trainables.matspectnet.normalisation import NORMALISATIONS, value_range
+from trainables.matspectnet.normalisation import NORMALISATIONS, Scale, value_range
 from trainables.matspectnet.spectral_files import arad, cave
 from trainables.matspectnet.spectral_set import Scene, SpectralSet
 
@@ -39,7 +39,7 @@ SPECTRAL_KELVINS = (2856.0, 6500.0)
 _SEEDS = 10  # of one `seed`; the images with materials take the first three
 _SPECTRAL_SEEDS = {"train": 3, "validation": 4}
 _HIDDEN_SEED = 5
-_LOOKED_AT = 100  # images whose mean and deviation stand for all of them
+_LOOKED_AT = 100  # images, and pixels along a side of spectra, whose mean and deviation stand for all of them
 _DATABASE = 1294  # samples of the generated table, as many as the paper's has
 _ROUGHNESS = (0.0, 0.05, 0.1, 0.2, 0.3)
 _GLOSS = (0.0024, 1.87)  # median and logarithmic spread of the samples' specularity
@@ -279,12 +279,17 @@ def paired_batch(domains: Domains, chosen: Tensor, crop: int, epoch: Epoch) -> t
     return x, spectra, clean, images
 
 
-def channel_scale(samples: common.Samples) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (3,) of each channel of images in [0, 1], over at most 100 of them."""
-    some = range(0, len(samples), max(1, len(samples) // _LOOKED_AT))
-    images = [samples.read_whole(index)[0].flatten(1).double() / 255 for index in some]
-    pixels = torch.cat(images, dim=1)
-    return pixels.mean(dim=1).float(), pixels.std(dim=1).clamp_min(1e-3).float()
+def standard_scales(domains: Domains) -> tuple[Scale, Scale]:
+    """The scales of images with materials in [0, 1] and of spectra, by at most some hundred training images of each."""
+    images, scenes = domains.materials.train, domains.spectral
+    return (
+        Scale.of(images.read_whole(index)[0] / 255 for index in _some(len(images))),
+        Scale.of(scenes.whole(index, _LOOKED_AT)[1][0] for index in _some(len(scenes))),
+    )
+
+
+def _some(count: int) -> range:
+    return range(0, count, max(1, count // _LOOKED_AT))
 
 
 def generated_samples(seed: int) -> Samples:

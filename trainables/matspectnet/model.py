@@ -16,6 +16,7 @@ from trainables.common.materials.network import NetworkConfig, Segmenter
 from trainables.common.materials.spectra import BANDS
 from trainables.matspectnet.backbone import SwinV2
 from trainables.matspectnet.camera import Camera, exposed, projected
+from trainables.matspectnet.normalisation import Scale
 from trainables.matspectnet.perception import PROPERTIES, Perception
 from trainables.matspectnet.recovery import Recovery, SpectralAttention
 
@@ -164,10 +165,19 @@ class SpectralBranch(nn.Module):
         perception: The properties; None: none.
         width: Features.
         patch: Side of a pixel of the decoder in pixels of the image.
+        scale: On which the response curves see spectra; None: as they are.
     """
 
-    def __init__(self, filters: ResponseFilters, perception: Perception | None, width: int = 128, patch: int = 4):
+    def __init__(
+        self,
+        filters: ResponseFilters,
+        perception: Perception | None,
+        width: int = 128,
+        patch: int = 4,
+        scale: Scale | None = None,
+    ):
         super().__init__()
+        self.scale = scale or Scale(torch.zeros(BANDS), torch.ones(BANDS))
         self.filters = filters
         self.perception = perception
         self._patch = patch
@@ -178,7 +188,7 @@ class SpectralBranch(nn.Module):
         """Spectra (B, 31, H, W) -> (B, width, H/patch, W/patch)."""
         spectra = spectra.clamp_min(LEAST)
         small = functional.avg_pool2d(spectra, self._patch)
-        known = [self.filters(spectra, small)]
+        known = [self.filters(self.scale(spectra), self.scale(small))]
         if self.perception is not None:
             known.append(self.perception(small))
         out: Tensor = self.layers(torch.cat(known, dim=1).movedim(1, -1)).movedim(-1, 1)
@@ -193,20 +203,14 @@ class MatSpectNet(nn.Module):
     Args:
         segmenter: A DBAT, or its baseline, with as many extra channels as the branch gives.
         branch: Of the spectra; None: images alone, which is DBAT.
-        scale: Mean and standard deviation (3,) of the images' channels; None: 0.5 and 1.
+        scale: On which the network sees images; None: less 0.5.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, segmenter: Segmenter, branch: SpectralBranch | None, scale: tuple[Tensor, Tensor] | None = None):
+    def __init__(self, segmenter: Segmenter, branch: SpectralBranch | None, scale: Scale | None = None):
         super().__init__()
         self.segmenter = segmenter
         self.branch = branch
-        mean, deviation = scale or (torch.full((3,), 0.5), torch.ones(3))
-        # Part of a checkpoint: whoever predicts later does not have the training images.
-        self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("deviation", deviation[:, None, None])
+        self.scale = scale or Scale(torch.full((3,), 0.5), torch.ones(3))
 
     def forward(self, x: Tensor, spectra: Tensor | None = None) -> Tensor:
         """Logits at the images' size, fp32.
@@ -215,7 +219,7 @@ class MatSpectNet(nn.Module):
             x: (B, 3, S, S) in [0, 1].
             spectra: (B, 31, S, S), if there is a branch.
         """
-        features = self.segmenter.look((x - self.mean) / self.deviation).features
+        features = self.segmenter.look(self.scale(x)).features
         if self.branch is not None:
             assert spectra is not None
             features = torch.cat([features, self.branch(spectra)], dim=1)

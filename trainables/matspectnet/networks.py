@@ -13,6 +13,7 @@ from trainables.common.materials.spectra_files import Samples
 from trainables.matspectnet.adversarial import Discriminators, PatchDiscriminator, PixelDiscriminator
 from trainables.matspectnet.camera import Camera
 from trainables.matspectnet.model import MatSpectNet, ResponseFilters, SpectralBranch, Translation, segmenter
+from trainables.matspectnet.normalisation import Scale
 from trainables.matspectnet.perception import Perception
 from trainables.matspectnet.recovery import Recovery
 from trainables.matspectnet.settings import MatSpectNetConfig
@@ -54,7 +55,11 @@ def discriminator_networks(config: MatSpectNetConfig, translation: Translation) 
 
 
 def segmentation_network(
-    config: MatSpectNetConfig, classes: int, samples: Samples, scale: tuple[Tensor, Tensor] | None = None
+    config: MatSpectNetConfig,
+    classes: int,
+    samples: Samples,
+    image_scale: Scale | None = None,
+    spectral_scale: Scale | None = None,
 ) -> MatSpectNet:
     """What is trained in the last phase.
 
@@ -62,17 +67,20 @@ def segmentation_network(
         config: Which.
         classes: K.
         samples: Measured ones, for the properties.
-        scale: See `MatSpectNet`; a checkpoint has its own.
+        image_scale: See `MatSpectNet`; a checkpoint has its own, and the next.
+        spectral_scale: See `SpectralBranch`.
     """
     if config.spectra == "none":
-        return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=0), None, scale)
+        return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=0), None, image_scale)
     branch = SpectralBranch(
         ResponseFilters(config.filters, config.filter_mode, config.filter_pool),
         Perception(samples, config.shape, standardise=config.standardise) if config.perception else None,
         config.spectral_width,
         config.network.patch,
+        spectral_scale,
     )
-    return MatSpectNet(segmenter(config.network, classes, config.data.crop, extra=config.spectral_width), branch, scale)
+    network = segmenter(config.network, classes, config.data.crop, extra=config.spectral_width)
+    return MatSpectNet(network, branch, image_scale)
 
 
 def _load_recovery(network: Recovery, url: str) -> None:

@@ -28,12 +28,12 @@ from trainables.common.settings import Means
 from trainables.matspectnet.adversarial import ImagePool, accuracy, discriminator_adversarial, generator_adversarial
 from trainables.matspectnet.data import (
     Domains,
-    channel_scale,
     open_domains,
     open_samples,
     paired_batch,
     sensitivity,
     spectral_batch,
+    standard_scales,
 )
 from trainables.matspectnet.evaluation import Judge
 from trainables.matspectnet.losses import TranslationWeights, mrae, translation_objective
@@ -83,8 +83,8 @@ class MatSpectNetRecipe(Recipe):
             "epochs": 75,
             "batch_size": 8,
             "evaluate_every": 15,
-            # Generated images are dark: their values differ by a tenth.
-            "image_scale": "standard",
+            # Generated images are dark: values differ by a tenth, and spectra of a pair by less.
+            "scale": "standard",
             # From scratch, and in a thousandth of the paper's steps.
             "recovery_optim.lr": 2e-3,
             "translation_optim.lr": 3e-4,
@@ -178,8 +178,8 @@ class MatSpectNetRecipe(Recipe):
                 translation = translate(run, config, domains, judge, translation)
             source = RecoveredSpectra(translation.to(run.device))
 
-        scale = channel_scale(domains.materials.train) if config.image_scale == "standard" else None
-        segmentation = segmentation_network(config, len(domains.materials.classes), domains.samples, scale)
+        scales = standard_scales(domains) if config.scale == "standard" else (None, None)
+        segmentation = segmentation_network(config, len(domains.materials.classes), domains.samples, *scales)
         size = {"parameters": float(sum(parameter.numel() for parameter in segmentation.parameters()))}
         network = run.learner("segmentation", segmentation, config.optim)
         labelled = torch.arange(domains.materials.labelled, device=run.device)

@@ -54,9 +54,9 @@ class MatSpectNetConfig(MaterialsConfig):
     evaluate_every: int = 5
     """Epochs from one validation to the next, in all phases; the last one of a phase always is."""
 
-    image_scale: str = "centred"
-    """What the network is given of an image: centred (its values less 0.5, the authors' code) or standard (less the
-    mean and divided by the standard deviation of each channel over the training images: for dark ones)."""
+    scale: str = "given"
+    """What the segmentation sees: given (images less 0.5, and spectra as they are: the authors' code) or standard (both
+    less the mean, divided by the standard deviation, of each channel over the training images: for dark ones)."""
     spectra: str = "recovered"
     """What the segmentation gets beside the image: recovered spectra; none (which is DBAT); or oracle: the true ones,
     which metascene alone has."""
@@ -137,7 +137,7 @@ class MatSpectNetConfig(MaterialsConfig):
         super().__post_init__()
         self.check_choices(
             focal_kind=("softmax", "sigmoid"),
-            image_scale=("centred", "standard"),
+            scale=("given", "standard"),
             spectra=("recovered", "none", "oracle"),
             filter_mode=FILTERS,
             shape=SHAPES,

@@ -11,10 +11,10 @@ from trainables.common.materials.spectra import REFLECTANCES, camera, planck, re
 from trainables.matspectnet.data import (
     MatSpectNetDataConfig,
     Normalised,
-    channel_scale,
     generated_samples,
     open_domains,
     paired_batch,
+    standard_scales,
     true_scenes,
 )
 from trainables.matspectnet.perception import PROPERTIES, properties
@@ -100,10 +100,13 @@ def from_camera(scenes: SpectralSet) -> float:
 
 def test_channels_are_scaled_by_the_training_images(domains) -> None:
     train = domains.materials.train
-    mean, deviation = channel_scale(train)
-    pixels = torch.stack([train.read_whole(k)[0] for k in range(len(train))]).float() / 255
-    torch.testing.assert_close(mean, pixels.mean(dim=(0, 2, 3)))
-    torch.testing.assert_close(deviation, pixels.movedim(1, 0).flatten(1).std(dim=1))
+    of_images, of_spectra = standard_scales(domains)
+    images = torch.stack([train.read_whole(k)[0] for k in range(len(train))]).float() / 255
+    spectra = torch.cat([domains.spectral.whole(k, 64)[1] for k in range(len(domains.spectral))])
+    for scale, values in ((of_images, images), (of_spectra, spectra)):
+        scaled = scale(values).movedim(1, 0).flatten(1)
+        torch.testing.assert_close(scaled.mean(dim=1), torch.zeros(values.shape[1]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(scaled.std(dim=1), torch.ones(values.shape[1]), rtol=1e-4, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_a_trained_recovery_is_taken_up(tmp_path: Path, prefix: str) -> None:
     ("changes", "said"),
     [
         ({"physics": "nullspace", "exposure": "affine"}, "exposure=none"),
-        ({"image_scale": "minmax"}, "centred, standard"),
+        ({"scale": "minmax"}, "given, standard"),
         ({"recovery_crop": 16}, "at least 24"),
         ({"recovery_width": 7}, "must be 31, or even"),
         ({"spectral_width": 9}, "must be even"),
