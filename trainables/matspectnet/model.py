@@ -123,7 +123,9 @@ class ResponseFilters(nn.Module):
         self._pool = pool
         self.outputs = BANDS if mode == "identity" else count
         if mode == "static":
-            self.curves = nn.Parameter(torch.rand(count, BANDS))
+            # A row of humps: random curves are all broad, so that their responses are nearly the same.
+            middles = torch.linspace(0, BANDS - 1, count)[:, None]
+            self.curves = nn.Parameter(torch.exp(-((torch.arange(BANDS) - middles) * count / BANDS).square()))
         elif mode != "identity":
             self.attentions = nn.ModuleList(SpectralAttention(BANDS) for _ in range(count))
 
@@ -142,7 +144,7 @@ class ResponseFilters(nn.Module):
         return (curves - low) / span.clamp_min(_FLAT)
 
     def forward(self, spectra: Tensor, shown: Tensor | None = None) -> Tensor:
-        """The responses to spectra (B, K, h, w).
+        """The responses to spectra (B, K, h, w): of 1 to white, as those of a camera (the notes: sums over the bands).
 
         Args:
             spectra: (B, 31, H, W), from which curves are made.
@@ -151,7 +153,9 @@ class ResponseFilters(nn.Module):
         shown = spectra if shown is None else shown
         if self._mode == "identity":
             return shown
-        return torch.einsum("bnhw,bkn->bkhw", shown, self.responses(spectra))
+        curves = self.responses(spectra)
+        weights = curves / curves.sum(dim=2, keepdim=True).clamp_min(_FLAT)
+        return torch.einsum("bnhw,bkn->bkhw", shown, weights)
 
 
 class SpectralBranch(nn.Module):
@@ -252,4 +256,10 @@ def segmenter(config: SpectralNetworkConfig, classes: int, side: int, *, extra: 
 
 
 def _mlp(inward: int, inner: int, outward: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inward, inner), nn.GELU(), nn.Linear(inner, outward))
+    layers = nn.Sequential(nn.Linear(inward, inner), nn.GELU(), nn.Linear(inner, outward))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            # As the decoder's convolutions, beside whose features these stand: smaller ones would be passed over.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return layers

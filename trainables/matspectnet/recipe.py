@@ -66,12 +66,14 @@ class MatSpectNetRecipe(Recipe):
             "data.spectral_validation": 10,
             "network.backbone": "swin",
             "exposure": "none",
-            "filters": 4,
+            "filters": 12,
+            # Curves that change with the image cannot be learned from a few of them.
+            "filter_mode": "static",
             "spectral_width": 32,
             "recovery_stages": 1,
             "recovery_width": 16,
-            # The attention of curves and the samples at a sixteenth of their cost.
             "filter_pool": 4,
+            # Samples are looked up in a tenth of the time.
             "shape": "raw",
             "recovery_epochs": 12,
             "recovery_batch_size": 8,

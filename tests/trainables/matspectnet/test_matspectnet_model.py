@@ -81,8 +81,9 @@ def test_curves_go_from_0_to_1_and_responses_are_linear(mode: str) -> None:
     torch.testing.assert_close(curves.amin(dim=2), torch.zeros(3, 5))
     torch.testing.assert_close(curves.amax(dim=2), torch.ones(3, 5))
     torch.testing.assert_close(filters(h, 2 * other + 1), 2 * filters(h, other) + filters(h, torch.ones_like(other)))
-    expected = torch.einsum("bnhw,bkn->bkhw", h, curves)
+    expected = torch.einsum("bnhw,bkn->bkhw", h, curves) / curves.sum(dim=2)[:, :, None, None]
     torch.testing.assert_close(filters(h), expected)
+    torch.testing.assert_close(filters(h, torch.ones_like(other)), torch.ones(3, 5, 4, 4))
 
 
 def test_an_image_s_responses_depend_on_the_others_only_where_it_says_so() -> None:
