@@ -81,6 +81,10 @@ class MaterialsDataConfig(Checked):
     """Training images whose labels are used; 0: all."""
     octaves: float = 1.0
     """Generated: Z; scenes are magnified by 2^u, u from -Z to Z."""
+    contrast: float = 0.15
+    """matscale: amplitude of each of a material's two textures, relative to its brightness."""
+    colours: float = 0.25
+    """matscale: how far the channels of a surface's colour are from a middle grey, at most."""
     textured: bool = True
     """metascene: whether materials have textures; without, no image tells the two of a pair apart."""
     spectra: str = ""
@@ -103,7 +107,8 @@ class MaterialsDataConfig(Checked):
         self.check_choices(source=SOURCES, resize=("enlarge", "exact"), test_at=("native", "resized"))
         self.check_least(1, "size", "crop", "split", "classes", "train_images", "validation_images", "test_images")
         self.check_least(0, "octaves", "seed", "labelled_images")
-        self.check_range(0, 1, "labelled")
+        self.check_range(0, 1, "labelled", "contrast")
+        self.check_range(0, 0.5, "colours")
         self.check_range(1, 255, "classes")
         if self.source not in GENERATED and not self.root:
             raise InputError(f"recipe.data.source={self.source} needs data.root=<the folder of its files>")
@@ -166,7 +171,15 @@ def generated(config: MaterialsDataConfig, split: str, *, keeps_spectra: bool = 
     seed = config.seed * _SPLITS + _FIRST_SEED[split]
     labelled = config.labelled if split == "train" else 1.0
     if config.source == "matscale":
-        return matscale(count, config.size, seed, octaves=config.octaves, labelled=labelled)
+        return matscale(
+            count,
+            config.size,
+            seed,
+            octaves=config.octaves,
+            labelled=labelled,
+            contrast=config.contrast,
+            colours=config.colours,
+        )
     return metascene(
         count,
         config.size,

@@ -35,9 +35,7 @@ METASCENE_PERIODS = torch.tensor([(3.0, 10), (3, 20), (5, 10), (5, 20), (3, 10),
 """(8, 2) the same of `metascene`; the classes are those of `PAIRS`, one after the other."""
 METASCENE_CLASSES = tuple(name for pair in PAIRS for name in pair)
 
-_FIGURE = 0.15  # amplitude of each of matscale's two textures
-_GRAIN = 0.02  # its sensor noise
-_BRIGHT = (0.25, 0.75)
+_GRAIN = 0.02  # matscale's sensor noise
 _WEAVE = 0.12  # amplitude of each of metascene's two textures
 _SPREAD = 0.006  # standard deviation of each of the three smooth deviations from a material's spectrum
 _SHADE = 0.1  # of the shading
@@ -105,7 +103,16 @@ def sparse(truth: Tensor, cells: Tensor, share: float, generator: torch.Generato
     return torch.where(shown & inside(cells), truth, torch.full_like(truth, IGNORED))
 
 
-def matscale(count: int, side: int, seed: int, *, octaves: float = 1.0, labelled: float = 0.6) -> Scenes:
+def matscale(
+    count: int,
+    side: int,
+    seed: int,
+    *,
+    octaves: float = 1.0,
+    labelled: float = 0.6,
+    contrast: float = 0.15,
+    colours: float = 0.25,
+) -> Scenes:
     """Scenes of six materials whose identity is a pair of texture scales.
 
     Args:
@@ -114,18 +121,19 @@ def matscale(count: int, side: int, seed: int, *, octaves: float = 1.0, labelled
         seed: Which scenes.
         octaves: Z; the zoom is 2^u, u ~ U(-Z, Z).
         labelled: Share of the surfaces that are labelled; 1: every pixel is.
+        contrast: Amplitude of each of the two textures.
+        colours: How far the channels of a surface's colour are from a middle grey, at most.
     """
     generator = torch.Generator().manual_seed(seed)
     cells = voronoi(count, 5, side, generator)
     classes = torch.randint(len(MATSCALE_PERIODS), (count, 5), generator=generator)
     zoom = torch.exp2(octaves * (2 * torch.rand(count, generator=generator) - 1))
-    low, high = _BRIGHT
-    albedo = low + (high - low) * torch.rand(count, 5, 3, generator=generator)
+    albedo = 0.5 + colours * (2 * torch.rand(count, 5, 3, generator=generator) - 1)
     images = torch.empty(count, 3, side, side, dtype=torch.uint8)
     for k in range(count):
         # Every surface has noise of its own: a texture that went on over a border would betray a common period.
         noise = band_noise(MATSCALE_PERIODS[classes[k]] * zoom[k], side, generator).sum(dim=1)
-        texture = (1 + _FIGURE * noise).gather(0, cells[k][None])
+        texture = (1 + contrast * noise).gather(0, cells[k][None])
         picture = albedo[k].T[:, cells[k]] * texture
         picture = picture + _GRAIN * torch.randn(3, side, side, generator=generator)
         images[k] = _bytes(picture)
