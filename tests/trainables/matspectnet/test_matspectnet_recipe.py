@@ -33,6 +33,10 @@ SHORT = [
 ]
 
 
+# Judged once, so that the weights that are kept are the last ones.
+LONGER = ["recipe.epochs=3", "recipe.evaluate_every=3", "recipe.optim.schedule=constant"]
+
+
 def trained(folder: Path, *settings: str) -> tuple[Checkpoint, list[Report]]:
     plan = make_plan("matspectnet", ["scale=tiny", "tracking=none", *SHORT, *settings])
     reports: list[Report] = []
@@ -66,7 +70,7 @@ def weights(saved: Checkpoint, learner: str) -> dict[str, Tensor]:
 def test_segmentation_leaves_what_recovers_spectra_as_it_is(tmp_path: Path) -> None:
     """However long it lasts: the same trial with one epoch of it and with three ends with the same generators."""
     short, _ = trained(tmp_path / "one")
-    longer, _ = trained(tmp_path / "three", "recipe.epochs=3", "recipe.optim.schedule=constant")
+    longer, _ = trained(tmp_path / "three", *LONGER)
     for learner in ("recovery", "translation", "discriminators"):
         ours, theirs = weights(short, learner), weights(longer, learner)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
