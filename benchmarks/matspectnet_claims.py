@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +88,7 @@ def recoveries(seed: int, folder: Path, names: Sequence[str]) -> dict[str, dict[
                 settings.append("recipe.recovery_epochs=0")
             result = train_one("matspectnet", settings, export=folder / f"{name}-{seed}")
             file.write_text(json.dumps(result))
-            print(f"{name}/{seed}: {result['seconds']:.0f} s", flush=True)
+            print(f"{name}/{seed}: {result['seconds']:.0f} s", file=sys.stderr, flush=True)
         found[name] = json.loads(file.read_text())["metrics"]
     return found
 

@@ -17,9 +17,9 @@ import torch
 from pharos.learner import OptimConfig
 from pharos.recipe import Recipe
 from pharos.run import Run
-from trainables.common.materials.evaluation import keep_best, labelled_counts
+from trainables.common.materials.evaluation import keep_best
 from trainables.common.materials.inference import predict_folder
-from trainables.common.materials.losses import focal_sums, mean_over_pixels
+from trainables.common.materials.losses import focal_sums, mean_over_batch
 from trainables.common.materials.settings import NANO, MaterialsConfig, swin_adamw
 from trainables.dbat.data import open_materials, shown
 from trainables.dbat.evaluation import Judge
@@ -34,8 +34,6 @@ class DbatConfig(MaterialsConfig):
     """Of the network."""
     epochs: int = 200
     """Over the training images."""
-    evaluate_every: int = 1
-    """Epochs from one validation to the next; the last one is always validated."""
 
     def __post_init__(self) -> None:
         """Checks what the parts do not.
@@ -44,7 +42,7 @@ class DbatConfig(MaterialsConfig):
             InputError: A value is impossible.
         """
         super().__post_init__()
-        self.check_least(1, "epochs", "evaluate_every")
+        self.check_least(1, "epochs")
 
 
 class Dbat(Recipe):
@@ -140,17 +138,14 @@ class Dbat(Recipe):
                     jitter=config.jitter,
                 )
                 sums = focal_sums(learner(centred(x)), y, config.focal_gamma)
-                # Workers hold different numbers of labelled pixels: the mean is over those of the whole batch.
-                seen = run.mean({"pixels": float(labelled_counts(y).sum()), "samples": float(len(y))})
-                learner.step(mean_over_pixels(sums, seen["pixels"] / seen["samples"]))
-            is_last = epoch.index == config.epochs - 1
-            if not is_last and (epoch.index + 1) % config.evaluate_every:
+                learner.step(mean_over_batch(run, sums, y))
+            if not config.is_due(epoch, config.epochs):
                 continue
             with learner.evaluating():
                 # All workers keep the same weights, even where their devices round a score differently.
                 found = run.mean(judge.validation(learner))
             keep_best(run, learner, found["val/pixel_acc"])
-            if is_last:
+            if epoch.index == config.epochs - 1:
                 learner.load_weights(run.state["best"]["network"])
                 with learner.evaluating():
                     found = judge.validation(learner) | judge.test(learner) | {"parameters": parameters}

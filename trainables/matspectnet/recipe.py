@@ -20,9 +20,9 @@ from pharos.learner import Learner
 from pharos.recipe import Recipe
 from pharos.run import Run
 from trainables.common.materials.data import shown
-from trainables.common.materials.evaluation import keep_best, labelled_counts
+from trainables.common.materials.evaluation import keep_best
 from trainables.common.materials.inference import predict_folder
-from trainables.common.materials.losses import focal_sums, mean_over_pixels
+from trainables.common.materials.losses import focal_sums, mean_over_batch
 from trainables.common.materials.settings import NANO
 from trainables.common.settings import Means
 from trainables.matspectnet.adversarial import ImagePool, accuracy, discriminator_adversarial, generator_adversarial
@@ -198,9 +198,7 @@ class MatSpectNetRecipe(Recipe):
                 )
                 logits = network(x, source.training(x, chosen))
                 sums = focal_sums(logits, y, config.focal_gamma, config.focal_kind)
-                # Workers hold different numbers of labelled pixels: the mean is over those of the whole batch.
-                seen = run.mean({"pixels": float(labelled_counts(y).sum()), "samples": float(len(y))})
-                network.step(mean_over_pixels(sums, seen["pixels"] / seen["samples"]))
+                network.step(mean_over_batch(run, sums, y))
             if not config.is_due(epoch, config.epochs):
                 continue
             with network.evaluating():

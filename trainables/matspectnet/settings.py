@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from pharos.errors import InputError
 from pharos.learner import OptimConfig
-from pharos.run import Epoch
 from trainables.common.materials.settings import MaterialsConfig
 from trainables.matspectnet.camera import EXPOSURES
 from trainables.matspectnet.data import MatSpectNetDataConfig
@@ -163,10 +162,6 @@ class MatSpectNetConfig(MaterialsConfig):
             raise InputError("recipe.spectra=oracle takes recipe.data.source=metascene and recipe.data.normalise=none")
         if self.spectra == "oracle" and (self.data.crop != self.data.size or self.flips or self.turns or self.jitter):
             raise InputError("recipe.spectra=oracle takes whole images: data.crop=data.size, no flips, turns or jitter")
-
-    def is_due(self, epoch: Epoch, epochs: int) -> bool:
-        """Whether this epoch of a phase of so many is evaluated."""
-        return (epoch.index + 1) % self.evaluate_every == 0 or epoch.index == epochs - 1
 
     @property
     def is_adversarial(self) -> bool:

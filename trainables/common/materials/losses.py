@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pharos.run import Run
+from trainables.common.materials.evaluation import labelled_counts
 from trainables.common.segmentation import IGNORED
 
 _LEAST = 1e-7  # probabilities are kept so far from 0 and 1
@@ -52,3 +54,15 @@ def mean_over_pixels(sums: Tensor, pixels_per_sample: float) -> Tensor:
         pixels_per_sample: Mean number of labelled pixels of all workers' samples.
     """
     return sums.mean() / max(pixels_per_sample, 1e-9)
+
+
+def mean_over_batch(run: Run, sums: Tensor, labels: Tensor) -> Tensor:
+    """The same, with the pixels counted on all workers.
+
+    Args:
+        run: The trial.
+        sums: (B,) this worker's samples.
+        labels: (B, H, W) theirs.
+    """
+    seen = run.mean({"pixels": float(labelled_counts(labels).sum()), "samples": float(len(labels))})
+    return mean_over_pixels(sums, seen["pixels"] / seen["samples"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pharos.learner import OptimConfig
+from pharos.run import Epoch
 from trainables.common.materials.data import MaterialsDataConfig
 from trainables.common.materials.network import NetworkConfig
 from trainables.common.settings import Checked
@@ -63,6 +64,8 @@ class MaterialsConfig(Checked):
     """Whether training turns half of the images by 90, 180 or 270 degrees."""
     jitter: bool = False
     """Whether training changes brightness, contrast and saturation."""
+    evaluate_every: int = 1
+    """Epochs from one validation to the next; the last one is always validated."""
 
     def __post_init__(self) -> None:
         """Checks what the parts do not.
@@ -70,6 +73,10 @@ class MaterialsConfig(Checked):
         Raises:
             InputError: A value is impossible.
         """
-        self.check_least(1, "batch_size")
+        self.check_least(1, "batch_size", "evaluate_every")
         self.check_range(0, 10, "focal_gamma")
         self.network.check_side(self.data.crop)
+
+    def is_due(self, epoch: Epoch, epochs: int) -> bool:
+        """Whether this epoch of a phase of so many is evaluated."""
+        return (epoch.index + 1) % self.evaluate_every == 0 or epoch.index == epochs - 1
