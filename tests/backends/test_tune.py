@@ -51,7 +51,7 @@ def test_a_process_that_takes_long_to_start_is_left_alone_while_short_trials_end
     class Slow(TrialActor):
         """Trains nothing; the second process of the sweep, and every later one, takes two seconds to start."""
 
-        def setup(self, config: dict[str, Any]) -> None:
+        def setup(self, config: dict[str, Any], credentials: dict[str, str]) -> None:
             (starts / str(os.getpid())).touch()
             time.sleep(2.0 if len(list(starts.iterdir())) > 1 else 0.0)
 
