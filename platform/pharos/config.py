@@ -133,6 +133,7 @@ def make_plan(family: str, overrides: Sequence[str], *, searches: bool = True) -
         plan.build_config(params)
     configure(settings.storage)
     recipe.check(plan.build_config())
+    settings.resources.check_names(plan.defaults)
     return plan
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pharos.overrides import in_one_line
 from pharos.recipe import Recipe, typed
+from pharos.resources import Shape
 from pharos.settings import Settings
 from pharos.space import Params, Space
 from pharos.trial import TrialSpec
@@ -45,6 +46,11 @@ class Plan:
     def is_paper_trial(self, params: Params) -> bool:
         """Whether these are the recipe's own values."""
         return all(self.defaults[name] == value for name, value in params.items())
+
+    def shape(self, params: Params) -> Shape:
+        """What a trial with these values asks of a cluster."""
+        resources = self.settings.resources
+        return resources.shape_of({**self.defaults, **params}) if resources.shapes else resources.shape
 
     def trial_config(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe's configuration with a trial's values in place."""
@@ -98,6 +104,8 @@ class Plan:
         """
         settings = self.settings
         objectives = settings.objectives
+        shape = self.shape(params)
+        gpus_known = settings.resources.gpus_per_worker is not None
         return TrialSpec(
             sweep=sweep,
             number=number,
@@ -109,8 +117,8 @@ class Plan:
             max_fidelity=self.recipe.fidelity(self.build_config(params)),
             objective=objectives.first.metric,
             checkpoint_seconds=settings.checkpoint_seconds,
-            threads=settings.resources.cpus_per_worker,
-            gpus=settings.resources.gpus_per_worker,
+            threads=shape.cpus_per_worker,
+            gpus=shape.gpus_per_worker if gpus_known else None,
             engine=dataclasses.asdict(settings.engine),
             tracking=settings.tracking.to_dict(tracking_folder),
             storage=dataclasses.asdict(settings.storage),

@@ -50,6 +50,8 @@ class TrialRecord:
     """The last metrics reported."""
     attempts: int = 0
     """Times it was started and lost its process."""
+    preemptions: int = 0
+    """Times it lost its node."""
     seconds: float = 0.0
     lost_seconds: float = 0.0
     origin: Origin | None = None
@@ -151,6 +153,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         reason=attributes.get("reason", ""),
         metrics=attributes.get("metrics", {}),
         attempts=attributes.get("attempts", 0),
+        preemptions=attributes.get("preemptions", 0),
         seconds=attributes.get("seconds", 0.0),
         lost_seconds=attributes.get("lost_seconds", 0.0),
         origin=Origin(**origin) if origin else None,

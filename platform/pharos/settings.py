@@ -13,6 +13,7 @@ from pharos.errors import InputError
 from pharos.families import suggest
 from pharos.notify import NotifyConfig
 from pharos.rdb import check_rdb
+from pharos.resources import PLACEMENTS, ResourcesConfig
 from pharos.schedulers.choice import SchedulerConfig
 from pharos.search.objective import Constraint, Objectives, parse_constraints, parse_objectives
 from pharos.search.samplers import SamplerConfig
@@ -40,19 +41,6 @@ class TrackingConfig:
     def to_dict(self, folder: str) -> dict[str, Any]:
         """As a trial needs it, with the folder that a tracker's own files go to."""
         return {**dataclasses.asdict(self), "dir": folder}
-
-
-@dataclass
-class ResourcesConfig:
-    """What a trial gets, and how many run at once."""
-
-    workers: int = 1
-    cpus_per_worker: int = 1
-    gpus_per_worker: float | None = None
-    placement: str = "pack"
-    hang_seconds: float = 600.0
-    concurrency: int | None = None
-    cluster_cpus: int | None = None
 
 
 @dataclass
@@ -92,7 +80,7 @@ class Settings:
             "tracking.sweep": (self.tracking.sweep, ("attach", "prior_runs", "group")),
             "engine.name": (self.engine.name, ("torch", "deepspeed")),
             "engine.precision": (self.engine.precision, tuple(PRECISIONS)),
-            "resources.placement": (self.resources.placement, ("pack", "strict_pack", "spread")),
+            "resources.placement": (self.resources.placement, PLACEMENTS),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -153,18 +141,15 @@ class Settings:
 
     @property
     def devices(self) -> float:
-        """GPUs, else CPU cores, of a trial."""
-        return (self.resources.gpus_per_worker or self.resources.cpus_per_worker) * self.resources.workers
+        """GPUs, else CPU cores, of a trial of the usual shape."""
+        return self.resources.shape.devices
 
     def _check_workers(self) -> None:
         """Refuses what several workers, or an engine, cannot do."""
-        gpus, workers = self.resources.gpus_per_worker or 0, self.resources.workers
+        self.resources.check()
+        workers = max(shape.workers for shape in self.resources.all_shapes)
         if workers > 1 and self.backend == "local":
             raise InputError(f"resources.workers={workers} needs backend=tune: backend=local is this process alone")
-        if gpus != int(gpus) and (workers > 1 or gpus > 1):
-            raise InputError(f"resources.gpus_per_worker={gpus:g}: only trials of one worker can share a GPU")
-        if gpus > 1:
-            raise InputError(f"resources.gpus_per_worker={gpus:g}: a worker uses one GPU; ask for more workers instead")
         if self.engine.zero > 3:
             raise InputError(f"engine.zero={self.engine.zero}: ZeRO has the stages 0, 1, 2 and 3")
         if self.tracking.gradients and (self.engine.name != "torch" or self.tracking.name != "wandb"):

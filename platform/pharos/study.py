@@ -339,16 +339,19 @@ class Study:
             self._close_attempt(number)
             self._become(number, Outcome.PAUSED)
 
-    def lose(self, number: int) -> int:
-        """Puts back a trial that lost its process; returns how often that has happened to it."""
+    def lose(self, number: int, *, by_node: bool = False) -> int:
+        """Puts back a trial that lost its process, or its node; returns how often that has happened to it."""
         record = self.records[number]
-        record.attempts += 1
+        if by_node:
+            record.preemptions += 1
+        else:
+            record.attempts += 1
         if record.attempt is not None:
             record.attempt = dataclasses.replace(record.attempt, is_lost=True)
         with self._together():
-            self._set(number, attempts=record.attempts)
+            self._set(number, **({"preemptions": record.preemptions} if by_node else {"attempts": record.attempts}))
             self.interrupt(number)
-        return record.attempts
+        return record.preemptions if by_node else record.attempts
 
     @_in_one_line
     def tell(self, number: int, ending: Ending) -> TrialRecord:

@@ -152,13 +152,15 @@ def _hours(plan: Plan, records: Mapping[int, TrialRecord], usage: Usage) -> dict
     """Where the time of the processors went, in hours."""
     spent = dict.fromkeys(("useful", "pruned", "lost"), 0.0)
     for record in records.values():
-        spent["lost"] += record.lost_seconds
+        # In seconds of a place of the usual shape, as the time held is.
+        places = plan.shape(record.params).devices / plan.settings.devices
+        spent["lost"] += record.lost_seconds * places
         if record.outcome in (Outcome.COMPLETE, Outcome.RUNNING, Outcome.INTERRUPTED, Outcome.PAUSED):
-            spent["useful"] += record.seconds
+            spent["useful"] += record.seconds * places
         elif record.outcome == Outcome.PRUNED:
-            spent["pruned"] += record.seconds
+            spent["pruned"] += record.seconds * places
         else:
-            spent["lost"] += record.seconds
+            spent["lost"] += record.seconds * places
     spent["waiting"] = max(0.0, usage.slot_seconds - sum(spent.values()))
     gpus = plan.settings.resources.gpus_per_worker
     hours = {purpose: round(seconds * plan.settings.devices / 3600, 4) for purpose, seconds in spent.items()}

@@ -85,7 +85,8 @@ class Sweep:
         self._lost: dict[int, float] = {}  # by trial, what its present attempt says the one before lost
         self._is_new = is_new
         self.listener = listener
-        self._opened_at = time.monotonic()
+        self._opened_at = self._counted_at = time.monotonic()
+        self._slot_seconds = 0.0
         config = settings.storage
         self._folder = node_folder(storage, config.cache)
         self._outbox: Outbox | None = None
@@ -189,8 +190,22 @@ class Sweep:
             slots: How many trials can run at once.
         """
         self.slots = slots
-        self._opened_at = time.monotonic()
+        self._opened_at = self._counted_at = time.monotonic()
+        self._slot_seconds = 0.0
         self.listener.start(self, slots)
+
+    def resize(self, slots: int) -> None:
+        """Hears that nodes came or went: so many trials can run at once now."""
+        if slots == self.slots:
+            return
+        self._slot_seconds += (time.monotonic() - self._counted_at) * self.slots
+        self._counted_at = time.monotonic()
+        self.listener.note(
+            f"the cluster has room for {slots} trials at a time now, {self.slots} before"
+            if slots
+            else "no node has room for a trial: waiting for one"
+        )
+        self.slots = slots
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to start; None when there is none now (`finished` says whether there may be later)."""
@@ -264,12 +279,20 @@ class Sweep:
             self._clear(unfinished=False)
         self.listener.ended(self.study.records[number])
 
-    def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> None:
-        """Hears that a trial's process died: it goes on from its checkpoint, unless that happened too often."""
+    def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED, *, by_node: bool = False) -> None:
+        """Hears that a trial's process died: it goes on from its checkpoint, unless that happened too often.
+
+        Args:
+            number: The trial's.
+            reason: Why, in one line.
+            outcome: What it ends as if it was too often.
+            by_node: Whether its node went, which is not the trial's fault.
+        """
         if self.study.records[number].outcome != Outcome.RUNNING:
             return
-        if self.search.on_lost(number, reason, outcome):
-            self.listener.note(f"trial {trial_id(number)} lost its process ({reason}); it goes on from its checkpoint")
+        if self.search.on_lost(number, reason, outcome, by_node=by_node):
+            what = "node" if by_node else "process"
+            self.listener.note(f"trial {trial_id(number)} lost its {what} ({reason}); it goes on from its checkpoint")
         else:
             self._after_end(number)
 
@@ -333,10 +356,10 @@ class Sweep:
     @property
     def usage(self) -> Usage:
         """Time used up to now, by this driver and those before it."""
-        seconds = time.monotonic() - self._opened_at
-        return Usage(
-            round(self._before.seconds + seconds, 3), round(self._before.slot_seconds + seconds * self.slots, 3)
-        )
+        now = time.monotonic()
+        held = self._slot_seconds + (now - self._counted_at) * self.slots
+        seconds = now - self._opened_at
+        return Usage(round(self._before.seconds + seconds, 3), round(self._before.slot_seconds + held, 3))
 
     def summary(self) -> dict[str, Any]:
         """What a script reads; see `pharos.summary`."""

@@ -208,7 +208,7 @@ def test_workers_that_a_trial_has_left_too_big_are_replaced(
     from pharos.backends import gang as module
 
     group = ray.util.placement_group([{"CPU": 1}] * 2)
-    gang = Gang(group, 60.0)
+    gang = Gang(group, 60.0, {})
     plan = make_plan("tipsy", ["scale=tiny", "tracking=none"])
 
     def train(number: int) -> set[int]:

@@ -40,6 +40,25 @@ def test_a_sweep_runs_its_trials_on_warm_processes_and_tracks_each(
         assert sum(name.endswith(f"{sweep.name}-{number:05d}") for name in spools) == 1
 
 
+def test_trials_of_several_shapes_share_the_machine(run_sweep: Callable[[Sweep], None], tmp_path: Path) -> None:
+    """Small ones come without end; the large ones, which take all there is, get their turn."""
+    shapes = "resources.shapes=[{when: {recipe.w_90: '>= 10'}, workers: 2}]"
+    settings = [*TINY[:3], f"storage.url={tmp_path}", "trials=8", "tracking=none", "scheduler=none", shapes]
+    sweep = start("tipsy", [*settings, "sampler=random", "recipe.w_90=interval(0, 20)"], Listener())
+    run_sweep(sweep)
+    records = sweep.study.records.values()
+    assert [record.outcome for record in records] == [Outcome.COMPLETE] * 8
+    workers = {record.number: 2 if record.params["recipe.w_90"] >= 10 else 1 for record in records}
+    assert set(workers.values()) == {1, 2}
+    for number, count in workers.items():
+        logs = {path.name for path in Path(sweep.storage.path("trials", f"{number:05d}")).glob("log*")}
+        assert logs == ({"log", "log.1"} if count == 2 else {"log"})
+    hours = sweep.summary()["cpu_hours"]
+    sweep.close()
+    spent = sum(record.seconds * workers[record.number] for record in records) / 3600
+    assert hours["useful"] == pytest.approx(spent, abs=1e-3)
+
+
 def test_a_process_that_takes_long_to_start_is_left_alone_while_short_trials_end_beside_it(
     run_sweep: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -51,7 +70,7 @@ def test_a_process_that_takes_long_to_start_is_left_alone_while_short_trials_end
     class Slow(TrialActor):
         """Trains nothing; the second process of the sweep, and every later one, takes two seconds to start."""
 
-        def setup(self, config: dict[str, Any]) -> None:
+        def setup(self, config: dict[str, Any], credentials: dict[str, str]) -> None:
             (starts / str(os.getpid())).touch()
             time.sleep(2.0 if len(list(starts.iterdir())) > 1 else 0.0)
 

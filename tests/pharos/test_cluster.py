@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharos.backends.cluster import trials_that_fit
+from pharos.backends.cluster import fit_together, trials_that_fit
+from pharos.resources import Shape
 
 CPU = {"CPU": 1.0}
 GPU = {"CPU": 1.0, "GPU": 1.0}
@@ -78,3 +79,37 @@ def test_one_node_for_all_workers_never_holds_more_trials_than_many(nodes, cpus,
     assert fit("strict_pack") <= fit("pack") == fit("spread")
     assert fit("pack") * workers <= fit("pack", 1) < (fit("pack") + 1) * workers
     assert fit("strict_pack", 1) == fit("pack", 1)
+
+
+def shape(workers, cpus=1, gpus=0.0, placement="pack"):
+    return Shape(workers, cpus, gpus, placement)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shapes", "fits"),
+    [
+        ([node(2), node(2)], [shape(2), shape(1), shape(1)], True),
+        ([node(2), node(2)], [shape(2), shape(1), shape(1), shape(1)], False),
+        ([node(2), node(2)], [shape(1), shape(2, placement="strict_pack"), shape(1)], True),
+        ([node(3), node(2)], [shape(2, placement="strict_pack"), shape(3, placement="strict_pack")], True),
+        ([node(1), node(1)], [shape(2, placement="strict_pack")], False),
+        ([node(4, 1), node(4)], [shape(1, gpus=1.0), shape(7)], True),
+        ([node(4, 1), node(4)], [shape(1, gpus=1.0), shape(1, gpus=0.5)], False),
+        ([], [shape(1)], False),
+    ],
+)
+def test_trials_of_several_shapes_fit_side_by_side(nodes, shapes, fits):
+    before = [dict(each) for each in nodes]
+    assert fit_together(nodes, shapes) == fits
+    assert nodes == before
+
+
+@given(
+    st.lists(st.integers(0, 6), max_size=4),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from(["pack", "strict_pack"])), max_size=5),
+)
+def test_no_more_fits_than_there_is_and_less_always_fits_where_more_does(cpus, wanted):
+    nodes, shapes = [node(n) for n in cpus], [shape(w, c, 0.0, p) for w, c, p in wanted]
+    if fit_together(nodes, shapes):
+        assert sum(each.devices for each in shapes) <= sum(cpus)
+        assert all(trials_that_fit(nodes, s.bundle, s.workers, s.placement) for s in shapes)

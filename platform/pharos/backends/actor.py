@@ -10,7 +10,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from pharos.backends.credentials import take
 from pharos.backends.gang import Gang, Lost
+from pharos.backends.losses import NodeLostError
 from pharos.backends.worker import Watch, Worker
 from pharos.trial import Ending, Report, TrialSpec
 
@@ -18,13 +20,14 @@ from pharos.trial import Ending, Report, TrialSpec
 class TrialActor(tune.Trainable):
     """One trial after the other, on the same processes."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, Any], credentials: dict[str, str]) -> None:  # type: ignore[override]
         logging.getLogger("ray").setLevel(logging.ERROR)
+        take(credentials)
         self._crew: Gang | _Alone
-        if config["workers"] > 1:
+        if config["shape"]["workers"] > 1:
             group = ray.util.get_current_placement_group()
             assert group is not None  # Tune starts every trial in one
-            self._crew = Gang(group, config["hang_seconds"])
+            self._crew = Gang(group, config["hang_seconds"], credentials)
         else:
             self._crew = _Alone(config["hang_seconds"])
         self._crew.start(TrialSpec(**config["spec"]))
@@ -34,6 +37,8 @@ class TrialActor(tune.Trainable):
         if isinstance(message, Report):
             return {"report": dataclasses.asdict(message)}
         if isinstance(message, Lost):
+            if message.by_node:
+                raise NodeLostError(message.reason)  # this group of places has one less: Tune asks for another group
             return {"lost": dataclasses.asdict(message), "done": True}
         return {"ending": dataclasses.asdict(message), "done": True}
 

@@ -1,10 +1,13 @@
-"""The Ray cluster that trials run on: joining or starting one, and whether a trial fits it."""
+"""The Ray cluster that trials run on: joining or starting one, and how many trials it holds as nodes come and go."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import ray
 
 from pharos.errors import InputError
 from pharos.families import ROOT
-from pharos.settings import ResourcesConfig
+from pharos.resources import ResourcesConfig, Shape
+
+_LOOK_SECONDS = 5.0  # from one look at the nodes to the next
 
 
 def connect(cpus: int | None) -> bool:
@@ -46,36 +51,60 @@ def connect(cpus: int | None) -> bool:
     return True
 
 
-def fit(resources: ResourcesConfig) -> tuple[dict[str, float], int]:
-    """What each worker of a trial asks for, and how many trials fit the cluster at a time.
+class Places:
+    """How many trials of a sweep the cluster has room for, now.
 
-    Sets `gpus_per_worker` where it was left to the cluster.
+    Settles `gpus_per_worker` where that was left to the cluster.
+
+    Args:
+        resources: What trials ask for.
 
     Raises:
-        InputError: Not even one does.
+        InputError: Trials of a shape fit no node that is there, and none is to come.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if resources.gpus_per_worker is None:
-        resources.gpus_per_worker = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    bundle = {"CPU": float(resources.cpus_per_worker)}
-    if resources.gpus_per_worker:
-        bundle["GPU"] = resources.gpus_per_worker
-    slots = trials_that_fit(nodes, bundle, resources.workers, resources.placement)
-    if slots < 1:
-        wanted = _amounts(bundle)
-        if resources.workers > 1:
-            where = " on one node" if resources.placement == "strict_pack" else ""
-            wanted = f"{resources.workers} workers{where} of {wanted}"
-        kinds = Counter(_amounts({kind: node.get(kind, 0) for kind in bundle}) for node in nodes)
-        has = ", ".join(f"{count} nodes of {text}" if len(nodes) > 1 else text for text, count in kinds.items())
-        raise InputError(
-            f"a trial asks for {wanted}, the cluster has {has}; "
-            "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
-        )
-    return bundle, min(slots, resources.concurrency or slots)
+
+    def __init__(self, resources: ResourcesConfig):
+        self._resources = resources
+        nodes = _nodes()
+        if resources.gpus_per_worker is None:
+            if resources.autoscaling:
+                raise InputError(
+                    "resources.autoscaling=true: say resources.gpus_per_worker=1 (or 0), as no node may be there to ask"
+                )
+            resources.gpus_per_worker = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        if not resources.autoscaling:
+            for shape in resources.all_shapes:
+                _check_fits(nodes, shape)
+        self._take(nodes)
+
+    def look(self) -> int:
+        """Trials that can run at once; asks for the nodes every few seconds."""
+        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._take(_nodes())
+        return self.slots
+
+    def has_room(self, running: Sequence[Shape]) -> bool:
+        """Whether one more trial can be asked for beside those that run, or wait for their place."""
+        resources = self._resources
+        if not resources.shapes or resources.autoscaling:
+            return len(running) < self.slots
+        smallest = min(resources.all_shapes, key=lambda shape: shape.devices)
+        return len(running) < (resources.concurrency or math.inf) and fit_together(self._nodes, [*running, smallest])
+
+    def _take(self, nodes: list[dict[str, float]]) -> None:
+        self._looked_at = time.monotonic()
+        self._nodes = nodes
+        resources = self._resources
+        if resources.autoscaling:
+            self.slots = resources.concurrency or 1
+            return
+        # In places of the usual shape, so that a place is as many devices whatever the trials in it look like.
+        devices = max(_count(nodes, shape) * shape.devices for shape in resources.all_shapes)
+        slots = math.ceil(devices / resources.shape.devices - 1e-9)
+        self.slots = min(slots, resources.concurrency or slots)
 
 
-def trials_that_fit(nodes: list[dict[str, float]], bundle: dict[str, float], workers: int, placement: str) -> int:
+def trials_that_fit(nodes: Sequence[dict[str, float]], bundle: dict[str, float], workers: int, placement: str) -> int:
     """How many trials the nodes hold at a time.
 
     Args:
@@ -88,5 +117,51 @@ def trials_that_fit(nodes: list[dict[str, float]], bundle: dict[str, float], wor
     return sum(each // workers for each in room) if placement == "strict_pack" else sum(room) // workers
 
 
-def _amounts(resources: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+def fit_together(nodes: Sequence[dict[str, float]], shapes: Sequence[Shape]) -> bool:
+    """Whether trials of different shapes have room side by side, as far as putting the largest first finds it.
+
+    Args:
+        nodes: What each has.
+        shapes: Of the trials.
+    """
+    left = [dict(node) for node in nodes]
+    for shape in sorted(
+        shapes, key=lambda shape: (shape.placement != "strict_pack", -shape.gpus_per_worker, -shape.devices)
+    ):
+        room = left
+        if shape.placement == "strict_pack":
+            # The fullest that has room for all of it.
+            room = sorted((node for node in left if _count([node], shape)), key=lambda node: _workers(node, shape))[:1]
+        wanted = shape.workers
+        for node in room:
+            taken = min(wanted, _workers(node, shape))
+            for kind, amount in shape.bundle.items():
+                node[kind] = node.get(kind, 0) - taken * amount
+            wanted -= taken
+        if wanted:
+            return False
+    return True
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _count(nodes: Sequence[dict[str, float]], shape: Shape) -> int:
+    return trials_that_fit(nodes, shape.bundle, shape.workers, shape.placement)
+
+
+def _check_fits(nodes: Sequence[dict[str, float]], shape: Shape) -> None:
+    if _count(nodes, shape):
+        return
+    kinds = Counter(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in shape.bundle) for node in nodes)
+    has = ", ".join(f"{count} nodes of {text}" if len(nodes) > 1 else text for text, count in kinds.items())
+    raise InputError(
+        f"a trial asks for {shape}, the cluster has {has}; "
+        "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
+    )
+
+
+def _workers(node: dict[str, float], shape: Shape) -> int:
+    return trials_that_fit([node], shape.bundle, 1, "pack")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pharos.backends import losses
+from pharos.backends.credentials import take
 from pharos.backends.worker import START_SECONDS, STOP_SECONDS, Memory, Watch, Worker
 from pharos.trial import Ending, Outcome, Report, TrialSpec
 
@@ -31,10 +34,16 @@ class Lost:
 
     reason: str
     outcome: Outcome = Outcome.FAILED
+    by_node: bool = False
+    """Whether a node took the worker with it."""
 
 
 class _RemoteWorker(Worker):
     """A worker in a process of its own."""
+
+    def __init__(self, credentials: Mapping[str, str]):
+        take(credentials)
+        super().__init__()
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
@@ -46,10 +55,12 @@ class Gang:
     Args:
         group: Where they are placed, a bundle each.
         hang_seconds: A trial that does not get on for so long has hung.
+        credentials: The driver's, for the workers' environment.
     """
 
-    def __init__(self, group: PlacementGroup, hang_seconds: float):
+    def __init__(self, group: PlacementGroup, hang_seconds: float, credentials: Mapping[str, str]):
         self._group = group
+        self._credentials = credentials
         self._watch = Watch(hang_seconds)
         self._bundles = group.bundle_specs
         self.size = len(self._bundles)
@@ -57,7 +68,7 @@ class Gang:
         self._waiting: dict[Any, int] = {}  # what each worker says next -> its rank
         self._endings: dict[int, Ending] = {}
         self._ends_by: float | None = None  # when the rest must have ended, once one has failed
-        self._why_not = ""
+        self._why_not, self._is_by_node = "", False
         self._memory: list[Memory] = []  # of each worker, after its first trial
 
     def start(self, spec: TrialSpec) -> None:
@@ -72,7 +83,7 @@ class Gang:
             ray.get([worker.start.remote(spec) for worker in self._workers], timeout=START_SECONDS)
             self._waiting = {worker.next.remote(): rank for rank, worker in enumerate(self._workers)}
         except RayError as error:
-            self._why_not = _first_line(error)
+            self._why_not, self._is_by_node = losses.why(error), losses.is_node_lost(error)
             self.disband()
         self._watch.restart()
         self._ends_by = None
@@ -80,7 +91,7 @@ class Gang:
     def next(self) -> Report | Ending | Lost:
         """Waits for the trial's next report, for its ending, or for the loss of a worker."""
         if not self._workers:
-            return Lost(f"its workers did not start: {self._why_not}")
+            return Lost(f"its workers did not start: {self._why_not}", by_node=self._is_by_node)
         while True:
             ready, _ = ray.wait(list(self._waiting), timeout=self._watch.patience if self._ends_by is None else 0.2)
             for reference in ready:
@@ -160,7 +171,7 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._group, placement_group_bundle_index=index, placement_group_capture_child_tasks=True
                 ),
-            ).remote()
+            ).remote(self._credentials)
             for index, bundle in enumerate(self._bundles)
         ]
         address: str = ray.get(self._workers[0].address.remote(), timeout=START_SECONDS)
@@ -186,8 +197,8 @@ class Gang:
 
     def _lose(self, rank: int, error: RayError) -> Lost:
         self.disband()
-        outcome = Outcome.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Outcome.FAILED
-        return Lost(f"worker {rank} of {self.size} died: {_first_line(error)}", outcome)
+        reason = f"worker {rank} of {self.size} died: {losses.why(error)}"
+        return Lost(reason, losses.outcome_of(error), losses.is_node_lost(error))
 
     def _settle(self) -> Ending | Lost:
         """What the trial's ending is, all workers having ended or had the time to."""
@@ -205,8 +216,3 @@ class Gang:
         rank = min(failed, key=lambda rank: (failed[rank].outcome != Outcome.OUT_OF_MEMORY, rank))
         reason = f"worker {rank} of {self.size}: {failed[rank].reason}"
         return dataclasses.replace(failed[rank], reason=reason, lost_seconds=own.get(0, failed[rank]).lost_seconds)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().split("\n")
-    return lines[0] if lines[0] else type(error).__name__

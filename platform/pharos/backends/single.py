@@ -7,7 +7,8 @@ from collections.abc import Callable
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from pharos.backends.cluster import connect, fit
+from pharos.backends.cluster import Places, connect
+from pharos.backends.credentials import credentials
 from pharos.backends.gang import Gang, Lost
 from pharos.errors import InputError
 from pharos.settings import Settings
@@ -38,14 +39,15 @@ def run_trial(
     resources = settings.resources
     is_ours = connect(resources.cluster_cpus)
     try:
-        bundle, _ = fit(resources)
-        group = placement_group([bundle] * resources.workers, strategy=resources.placement.upper())
+        Places(resources)
+        shape = resources.shape
+        group = placement_group([shape.bundle] * shape.workers, strategy=shape.placement.upper())
         if not group.wait(_PLACE_SECONDS):
             remove_placement_group(group)
             raise InputError(
-                f"{resources.workers} workers found no room in {_PLACE_SECONDS:g} s: others use the cluster; try later"
+                f"{shape.workers} workers found no room in {_PLACE_SECONDS:g} s: others use the cluster; try later"
             )
-        gang = Gang(group, resources.hang_seconds)
+        gang = Gang(group, resources.hang_seconds, credentials())
         on_gang(gang)
         try:
             return _run(gang, spec, settings.retries, on_report, note)

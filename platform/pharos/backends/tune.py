@@ -10,22 +10,28 @@ import dataclasses
 import logging
 import os
 import tempfile
+import time
 import warnings
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import OutOfMemoryError
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from pharos.backends import losses
 from pharos.backends.actor import TrialActor
-from pharos.backends.cluster import connect, fit
+from pharos.backends.cluster import Places, connect
+from pharos.backends.credentials import credentials
+from pharos.resources import Shape
 from pharos.schedulers.base import Action
 from pharos.sweep import Sweep
 from pharos.trial import Ending, Outcome, Report, trial_id
+
+# A trial that has waited so long for room goes before others are asked for: small ones would take it, one by one.
+_PATIENCE_SECONDS = 30.0
 
 
 class _Guard:
@@ -50,25 +56,46 @@ class _Guard:
 class _StudySearcher(Searcher):
     """Hands the sweep's trials to Tune, as many as there are slots."""
 
-    def __init__(self, sweep: Sweep, guard: _Guard):
+    def __init__(self, sweep: Sweep, guard: _Guard, places: Places):
         super().__init__()
         self._sweep = sweep
         self._guard = guard
+        self._places = places
+        self._shapes: dict[int, Shape] = {}  # of the trials that are handed out
+        self._asked_at: dict[int, float] = {}  # those of them that wait for their processes
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._guard.error or self._sweep.finished:
             return Searcher.FINISHED
         with self._guard:
-            spec = self._sweep.next_trial() if self._sweep.running < self._sweep.slots else None
+            self._sweep.resize(self._places.look())
+            spec = self._sweep.next_trial() if self._has_room() else None
             if spec is None:
                 return None
-            resources = self._sweep.settings.resources
+            shape = self._sweep.plan.shape(spec.params)
+            self._shapes[spec.number] = shape
+            self._asked_at[spec.number] = time.monotonic()
             return {
                 "spec": dataclasses.asdict(spec),
-                "workers": resources.workers,
-                "hang_seconds": resources.hang_seconds,
+                "shape": dataclasses.asdict(shape),
+                "hang_seconds": self._sweep.settings.resources.hang_seconds,
             }
         return Searcher.FINISHED
+
+    def on_start(self, number: int) -> None:
+        """A trial has its processes."""
+        self._asked_at.pop(number, None)
+
+    def _has_room(self) -> bool:
+        resources = self._sweep.settings.resources
+        if not resources.shapes:
+            return self._sweep.running < self._sweep.slots
+        running = self._sweep.study.having(Outcome.RUNNING)
+        self._shapes = {number: self._shapes[number] for number in running}
+        longest = min((at for number, at in self._asked_at.items() if number in self._shapes), default=time.monotonic())
+        if time.monotonic() - longest > _PATIENCE_SECONDS and not resources.autoscaling:
+            return False
+        return self._places.has_room(list(self._shapes.values()))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The sweep hears of it from the trial's own ending."""
@@ -113,10 +140,14 @@ class _SweepScheduler(FIFOScheduler):
 class _Events(Callback):
     """Tells the sweep of endings and losses, and the trials of an interruption."""
 
-    def __init__(self, sweep: Sweep, guard: _Guard):
+    def __init__(self, sweep: Sweep, guard: _Guard, searcher: _StudySearcher):
         self._sweep = sweep
         self._guard = guard
+        self._searcher = searcher
         self._told: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._searcher.on_start(_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -130,11 +161,11 @@ class _Events(Callback):
                 self._sweep.on_lost(_number(trial), result["lost"]["reason"], Outcome(result["lost"]["outcome"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error()
-        outcome = Outcome.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Outcome.FAILED
-        reason = str(error).strip().split("\n")[0] if error else "no reason given"
+        error = trial.get_pickled_error() or RuntimeError("no reason given")
         with self._guard:
-            self._sweep.on_lost(_number(trial), reason, outcome)
+            self._sweep.on_lost(
+                _number(trial), losses.why(error), losses.outcome_of(error), by_node=losses.is_node_lost(error)
+            )
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if not self._sweep.interrupted:
@@ -161,20 +192,20 @@ def run_sweep(sweep: Sweep, actor: type[tune.Trainable] = TrialActor) -> None:
     resources = sweep.settings.resources
     is_ours = connect(resources.cluster_cpus)
     try:
-        bundle, slots = fit(resources)
-        # Several workers are led by an actor that asks for nothing.
-        bundles = [bundle] if resources.workers == 1 else [{}, *[bundle] * resources.workers]
+        places = Places(resources)
         guard = _Guard()
-        sweep.open(slots)
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)  # their processes start side by side
+        searcher = _StudySearcher(sweep, guard, places)
+        sweep.open(places.slots)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"  # the searcher says how many; they start side by side
+        trainable = tune.with_parameters(actor, credentials=credentials())
         with tempfile.TemporaryDirectory(prefix="pharos-tune-") as scratch:
             tune.run(
-                tune.with_resources(actor, tune.PlacementGroupFactory(bundles, strategy=resources.placement.upper())),
+                tune.with_resources(trainable, _group),
                 name=sweep.name,
                 num_samples=-1,
-                search_alg=_StudySearcher(sweep, guard),
+                search_alg=searcher,
                 scheduler=_SweepScheduler(sweep, guard),
-                callbacks=[_Events(sweep, guard)],
+                callbacks=[_Events(sweep, guard, searcher)],
                 storage_path=scratch,
                 trial_dirname_creator=lambda trial: f"{trial_id(_number(trial))}-{trial.trial_id}",
                 reuse_actors=True,
@@ -187,6 +218,13 @@ def run_sweep(sweep: Sweep, actor: type[tune.Trainable] = TrialActor) -> None:
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def _group(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial asks for; several workers are led by an actor that asks for nothing."""
+    shape = Shape(**config["shape"])
+    bundles = [shape.bundle] if shape.workers == 1 else [{}, *[shape.bundle] * shape.workers]
+    return tune.PlacementGroupFactory(bundles, strategy=shape.placement.upper())
 
 
 def _number(trial: Any) -> int:

@@ -50,7 +50,7 @@ def over_hours(stories: Sequence[Story]) -> Figure:
         stories,
         ("over-hours", f"Best over {unit}-hours"),
         f"{unit}-hours of training",
-        lambda story, record: (record.seconds + record.lost_seconds) * story.plan.settings.devices / 3600,
+        lambda story, record: (record.seconds + record.lost_seconds) * story.plan.shape(record.params).devices / 3600,
         f"The best value of each sweep after so many {unit}-hours of training, lost ones included, waiting left out.",
     )
 

@@ -297,7 +297,8 @@ def _resources(story: Story) -> str:
     if resources_.gpus_per_worker:
         text += f" and {resources_.gpus_per_worker:g} GPU"
     at_once = f"at most {resources_.concurrency}" if resources_.concurrency else "as many as fit"
-    return f"{text} each; {at_once} at once; backend {settings.backend}"
+    special = f"; {count(len(resources_.shapes), 'other shape')} by their values" if resources_.shapes else ""
+    return f"{text} each{special}; {at_once} at once; backend {settings.backend}"
 
 
 def _limits(story: Story) -> str:

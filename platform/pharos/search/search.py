@@ -18,6 +18,8 @@ from pharos.space import Params, Space
 from pharos.study import Study
 from pharos.trial import Ending, Origin, Outcome, Report
 
+_MOST_NODES = 20  # of a trial that loses more, it is likelier that it takes them down
+
 
 class Search:
     """A search over an open study.
@@ -154,20 +156,26 @@ class Search:
             return
         self._end(number, ending)
 
-    def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED) -> bool:
-        """Hears that a trial's process died; whether it goes on from its checkpoint: not if that happened too often."""
+    def on_lost(self, number: int, reason: str, outcome: Outcome = Outcome.FAILED, *, by_node: bool = False) -> bool:
+        """Hears that a trial's process died; whether it goes on from its checkpoint: not if that happened too often.
+
+        A trial that went with its node has that many more chances: most often it was preempted.
+        """
         record = self.study.records[number]
         if record.outcome != Outcome.RUNNING:
             return True
         self._pausing.pop(number, None)
-        if self.study.lose(number) <= self._retries:
+        if by_node and self.study.lose(number, by_node=True) <= _MOST_NODES:
             return True
+        if not by_node and self.study.lose(number) <= self._retries:
+            return True
+        losses = f"its node {record.preemptions}" if by_node else f"its process {record.attempts}"
         self.study.hand_out(number)
         self._end(
             number,
             Ending(
                 outcome,
-                reason=f"lost its process {record.attempts} times; last: {reason}",
+                reason=f"lost {losses} times; last: {reason}",
                 fidelity=record.fidelity,
                 metrics=record.metrics,
                 seconds=record.seconds,

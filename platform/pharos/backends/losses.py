@@ -1,0 +1,40 @@
+"""What became of a process that is gone: why, in one line, and whether it took its trial or a node took it."""
+
+from __future__ import annotations
+
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from pharos.trial import Outcome
+
+# Ray's words; there is no flag of it but for nodes whose end was announced.
+_NODE_DIED = "node has died"
+
+
+class NodeLostError(Exception):
+    """A worker of a trial was lost with its node; raised in the trial's leader, so that Tune takes its places back."""
+
+
+def why(error: BaseException) -> str:
+    """What an error says of a lost process, in one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if not isinstance(error, RayActorError):
+        return lines[-1] if is_node_lost(error) else lines[0]
+    # A sentence that fits all, and the actor's numbers, come before what happened.
+    told = [
+        line
+        for line in lines[1:]
+        if not line.startswith(("class_name:", "actor_id:", "pid:", "name:", "namespace:", "ip:"))
+    ]
+    return (told or lines)[0].split(" Worker exit detail:")[0]
+
+
+def is_node_lost(error: BaseException) -> bool:
+    """Whether the node is gone, and not just the process."""
+    return getattr(error, "preempted", False) or isinstance(error, NodeLostError) or _NODE_DIED in str(error)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What a trial ends as that has lost processes too often."""
+    return Outcome.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Outcome.FAILED
