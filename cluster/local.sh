@@ -52,12 +52,12 @@ finish() {
 trap finish EXIT
 trap 'exit 0' INT TERM
 
-start() { # NUMBER OPTION…: a node, in a session of its own; it ends when this script does, however that ends
+start() { # NUMBER OPTION…: a node, with a folder and a session of its own; it ends when this script does, however that ends
   local number=$1 log=$home/node-$1.log
   shift
   setsid setpriv --pdeathsig TERM ray start "$@" --block --node-ip-address="127.0.0.$((number + 2))" \
     --dashboard-agent-listen-port=$((port + 3)) --object-store-memory=100000000 --num-gpus=0 --disable-usage-stats \
-    >"$log" 2>&1 &
+    --temp-dir="$home/$number" >"$log" 2>&1 &
   nodes+=($!)
   until grep -q 'Ray runtime started' "$log"; do
     kill -0 "${nodes[-1]}" 2>/dev/null || { tail -n 5 "$log" >&2; exit 1; }
@@ -66,8 +66,7 @@ start() { # NUMBER OPTION…: a node, in a session of its own; it ends when this
   echo "node $number: 127.0.0.$((number + 2)), process ${nodes[-1]}"
 }
 
-start 0 --head --port="$port" --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2)) \
-  --temp-dir="$home/ray" --num-cpus=0
+start 0 --head --port="$port" --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2)) --num-cpus=0
 for ((number = 1; number < $1; number++)); do
   start "$number" --address="127.0.0.2:$port" --num-cpus="${CPUS:-1}"
 done
