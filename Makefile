@@ -52,7 +52,7 @@ cluster: $(INSTALLED) ## a Ray cluster of NODES (3) nodes on this machine, to tr
 cluster-check: $(INSTALLED) ## hold cluster/kuberay/rayjob.yaml to KubeRay's CRD: CRD=ray.io_rayjobs.yaml, of its release
 	CRD=$(CRD) $(VENV)/bin/python -m pytest tests/cluster
 
-slurm: $(INSTALLED) ## try cluster/slurm/sweep.sbatch on a Slurm of its own (needs root, slurm-wlm and munge); 4 minutes
+slurm: $(INSTALLED) ## try cluster/slurm/sweep.sbatch on a Slurm of its own (needs root, slurm-wlm and munge); 6 minutes
 	PATH=$(abspath $(VENV))/bin:$$PATH cluster/slurm/try.sh
 
 clean: ## remove .venv and caches; sweeps stay
