@@ -6,10 +6,10 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep dashboard test lint format table clean
+.PHONY: help install sweep dashboard test lint format table cluster cluster-check slurm clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install Pharos and all that it uses
 
@@ -44,6 +44,16 @@ format: $(INSTALLED) ## put the code into its usual form
 
 table: $(INSTALLED) ## train what trainables/$(FAMILY)/README.md shows as a table, and print it
 	$(VENV)/bin/python benchmarks/$(FAMILY)_claims.py $(ARGS)
+
+NODES ?= 3
+cluster: $(INSTALLED) ## a Ray cluster of NODES (3) nodes on this machine, to try things on; Ctrl-C ends it
+	PATH=$(abspath $(VENV))/bin:$$PATH cluster/local.sh $(NODES)
+
+cluster-check: $(INSTALLED) ## hold cluster/kuberay/rayjob.yaml to KubeRay's CRD: CRD=ray.io_rayjobs.yaml, of its release
+	CRD=$(CRD) $(VENV)/bin/python -m pytest tests/cluster
+
+slurm: $(INSTALLED) ## try cluster/slurm/sweep.sbatch on a Slurm of its own (needs root, slurm-wlm and munge); 6 minutes
+	PATH=$(abspath $(VENV))/bin:$$PATH cluster/slurm/try.sh
 
 clean: ## remove .venv and caches; sweeps stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -102,7 +102,7 @@ def make_plan(family: str, overrides: Sequence[str], *, searches: bool = True) -
         + [f"recipe.{name}={quote(value)}" for name, value in recipe.scales[scale].items()]
         + [each for text in plain for each in opened(text)],
     )
-    container = OmegaConf.to_container(composed, resolve=True)
+    container = in_one_line(lambda: OmegaConf.to_container(composed, resolve=True))
     assert isinstance(container, dict)
     config = container.pop("recipe")
     settings = in_one_line(lambda: build_config(Settings, {str(key): value for key, value in container.items()}))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pharos.errors import InputError
@@ -17,6 +18,9 @@ from pharos.families import suggest
 from pharos.space import Dimension, parse_dimension
 
 T = TypeVar("T")
+
+# A value may refer to other values, not to the environment: secrets are there, and what a value is gets written down.
+OmegaConf.clear_resolver("oc.env")
 
 
 def expand(text: str) -> str:

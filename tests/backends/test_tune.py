@@ -207,3 +207,21 @@ def test_a_full_disk_ends_the_sweep_with_its_own_error(
     again = reopen(sweep.name, [f"storage.url={tmp_path}"], Listener())
     assert set(outcomes(again)) == {Outcome.INTERRUPTED}
     again.close()
+
+
+def test_sigterm_stays_with_the_sweep_when_ray_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pharos.backends import cluster
+
+    def init(address: str, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ray.init does, with a handler that ends the process
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        assert cluster.connect(1)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == [signal.SIGTERM]

@@ -37,6 +37,7 @@ SWEEP = {
     "unknown family": (["--family", "tipsi"], ["tipsi", "tipsy"]),
     "mistyped setting": (["--family", "tipsy", "trails=8"], ["trails", "trials"]),
     "mistyped recipe value": (["--family", "tipsy", "recipe.optim.lrr=1"], ["recipe.optim.lrr", "recipe.optim.lr"]),
+    "a secret of the environment": (["--family", "tipsy", "tracking.project=${oc.env:HOME}"], ["oc.env"]),
     "a word": (["--family", "tipsy", "fast"], ["fast", "name=value"]),
     "an addition": (["--family", "tipsy", "+speed=1"], ["+speed=1", "name=value"]),
     "wrong type": (["--family", "tipsy", "trials=many"], ["trials", "many", "Integer"]),

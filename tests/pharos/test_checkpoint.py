@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, a checkpoint is whole or does not count, and nothing is unpickled."""
 
+import hashlib
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from safetensors.torch import load
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 
-from pharos.checkpoint import Checkpoints, Part, is_hold
+from pharos.checkpoint import Checkpoints, Part, is_hold, seal
 from pharos.errors import PharosError
 from pharos.saver import Saver
 from pharos.storage import Storage
@@ -689,3 +690,18 @@ def test_a_kill_at_any_write_of_a_copy_leaves_the_whole_or_nothing_and_the_next_
     checkpoints.hold(1, "00008")
     checkpoints.release_all("00007")
     assert held(checkpoints) == [1]  # another's stays
+
+
+@pytest.mark.parametrize("name", ["../00000001/state.json", "/etc/hostname", "..", ""])
+def test_a_manifest_that_names_what_lies_elsewhere_is_damaged(checkpoints, storage, other, caplog, name):
+    for step in (1, 2):
+        save(checkpoints, step, state_of(step))
+    data = storage.read_bytes("00000001/state.json")
+    manifest = json.loads(storage.read_bytes("00000002/manifest.json"))
+    del manifest["sha256"]
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    storage.write_bytes("00000002/manifest.json", seal(manifest))
+    assert newest(checkpoints)[0] == 1
+    assert "no file of its folder" in caplog.text
+    assert checkpoints.copy_newest(other, "00007")
+    assert list(other.files()) == [1]

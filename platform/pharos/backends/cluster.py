@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ def connect(cpus: int | None) -> bool:
             # The working folder of a submitted job is on a worker's path; its platform/ is not.
             modules = [str(Path(__file__).resolve().parents[2]), str(ROOT / "trainables")]
             variables = {"RAY_CHDIR_TO_TRIAL_DIR": os.environ["RAY_CHDIR_TO_TRIAL_DIR"]}
-            ray.init(address, runtime_env={"py_modules": modules, "env_vars": variables}, **common)
+            _init(address, runtime_env={"py_modules": modules, "env_vars": variables}, **common)
             return True
         except ConnectionError as error:
             if "RAY_ADDRESS" in os.environ:
@@ -47,8 +49,16 @@ def connect(cpus: int | None) -> bool:
                     f"RAY_ADDRESS={address}: no Ray cluster there ({reason}); start one, or unset it"
                 ) from None
     # Trials put nothing into the object store; without a figure Ray would reserve a third of the memory for it.
-    ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 2**20, **common)
+    _init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 2**20, **common)
     return True
+
+
+def _init(address: str, **options: Any) -> None:
+    """`ray.init`, but SIGTERM stays with whoever had it: Ray's own handler ends the process, its trials unsaved."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(address, **options)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 class Places:
