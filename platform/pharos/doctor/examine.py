@@ -164,6 +164,7 @@ class Examination:
         try:
             found = self._child.call(nodes.look, settings, url, seconds=nodes.SECONDS)
         except PharosError as error:
+            self._child.close()  # and with it the Ray that it may have started
             return fail(f"Ray: {error}", **alone)
         settings.resources.gpus_per_worker = found["gpus_per_worker"]
         return _compare(here, found)
