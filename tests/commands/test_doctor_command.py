@@ -26,7 +26,6 @@ def doctor(folder: Path, *arguments: str, **environment: str) -> tuple[int, dict
         env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home), "TMPDIR": str(home), **environment},
         capture_output=True,
         text=True,
-        timeout=110,
         check=False,
     )
     assert "Traceback" not in done.stderr
