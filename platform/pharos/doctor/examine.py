@@ -21,7 +21,7 @@ from pharos.doctor.child import Child
 from pharos.doctor.corners import corners
 from pharos.doctor.estimate import duration, epoch_seconds, least_seconds, sweep_seconds
 from pharos.doctor.sheet import Finding, Sheet, Status, fail, ok, warn
-from pharos.doctor.tryout import position, saved_bytes, spec_of, try_here
+from pharos.doctor.tryout import position, ready, saved_bytes, spec_of, try_here
 from pharos.errors import PharosError
 from pharos.memory import PEAK_MEMORY
 from pharos.plan import Plan
@@ -32,6 +32,7 @@ TRY_SECONDS = 45.0
 """After which a corner is stopped where it is."""
 ALL_SECONDS = 70.0
 """After which no further corner is begun."""
+_START_SECONDS = 60.0  # of a process, before it tries anything
 _KILL_SECONDS = 20.0  # more, after which its process is killed
 _TIMED_SECONDS = 6.0  # for more epochs and batches of the defaults, whose time is wanted
 _SIDE_BY_SIDE = 4  # at most so many processes here
@@ -201,6 +202,7 @@ class Examination:
         def attempt(child: Child, name: str, params: Params, number: int, seconds: float) -> None:
             def act() -> _Tried:
                 spec = spec_of(plan, params, folder, number, is_local=True, seconds=seconds)
+                child.call(ready, seconds=_START_SECONDS)
                 ending, saved = child.call(try_here, spec, TRY_SECONDS, seconds=TRY_SECONDS + _KILL_SECONDS)
                 return _Tried(params, ending, saved)
 

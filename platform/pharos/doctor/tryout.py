@@ -45,6 +45,10 @@ def spec_of(plan: Plan, params: Params, url: str, number: int, *, is_local: bool
     )
 
 
+def ready() -> None:
+    """Comes back once all that trials share is imported, which on a busy machine takes longer than the trial."""
+
+
 def try_here(spec: TrialSpec, seconds: float) -> tuple[Ending, int]:
     """Tries a trial in this process; one that takes longer is stopped where it is. Its ending, and bytes saved."""
     runs: list[Run] = []
