@@ -49,7 +49,7 @@ def train_all(family: str, variants: Mapping[str, Sequence[str]], options: argpa
 
     Args:
         family: The family.
-        variants: Settings of each.
+        variants: Settings of each; `{seed}` in them becomes the number of the seed.
         options: Of `read_options`. Runs that its file already holds are not trained again.
     """
     file = Path(options.json) if options.json else None
@@ -60,7 +60,8 @@ def train_all(family: str, variants: Mapping[str, Sequence[str]], options: argpa
         variant, seed = task
         key = f"{variant}/{seed}"
         if key not in kept:
-            kept[key] = train_one(family, [f"seed={seed}", f"data.seed={seed}", *variants[variant], *options.settings])
+            own = [setting.replace("{seed}", str(seed)) for setting in variants[variant]]
+            kept[key] = train_one(family, [f"seed={seed}", f"data.seed={seed}", *own, *options.settings])
             print(f"{key}: {kept[key]['outcome']}, {kept[key]['seconds']:.0f} s", file=sys.stderr, flush=True)
             if file:
                 file.write_text(json.dumps(dict(kept), indent=1))
@@ -71,16 +72,27 @@ def train_all(family: str, variants: Mapping[str, Sequence[str]], options: argpa
         return dict(zip(tasks, pool.map(train, tasks), strict=True))
 
 
-def train_one(family: str, settings: Sequence[str]) -> dict[str, Any]:
-    """One run of `platform/train.py`; its result as `--json` gives it."""
-    command = [sys.executable, str(ROOT / "platform/train.py"), "--family", family, "--json"]
+def train_one(family: str, settings: Sequence[str], export: Path | None = None) -> dict[str, Any]:
+    """One run of `platform/train.py`; its result as `--json` gives it.
+
+    Args:
+        family: The family.
+        settings: Of the run.
+        export: A new folder for the trained weights.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        command += [f"storage.url={scratch}", *settings]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        result: dict[str, Any] = json.loads(_train("--family", family, "--json", f"storage.url={scratch}", *settings))
+        if export is not None:
+            _train("--resume", result["run"], "--export", str(export), f"storage.url={scratch}")
+    return result
+
+
+def _train(*arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "platform/train.py"), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode not in (0, 1):
         raise SystemExit(run.stderr.strip().split("\n")[-1])
-    result: dict[str, Any] = json.loads(run.stdout)
-    return result
+    return run.stdout
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
@@ -98,6 +110,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     mean = statistics.mean(values)
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return mean - half, mean + half
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The difference in points of two columns, paired by seed: mean, 95 % interval, and where it is positive."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    low, high = interval(differences)
+    wins = f"{sum(d > 0 for d in differences)}/{len(differences)}"
+    return f"{statistics.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}], {wins}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

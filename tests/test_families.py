@@ -29,7 +29,20 @@ from pharos.trial import Outcome, Report, TrialSpec
 
 FILES = ("__init__.py", "recipe.py", "model.py", "data.py", "README.md")
 
-pytestmark = pytest.mark.parametrize("family", families())
+# Stages 2 and 3 of ZeRO do all that 0 and 1 do, so that one family is enough for these.
+ENGINES = {"torch": {}, **{f"zero{stage}": {"name": "deepspeed", "zero": stage} for stage in (2, 3)}}
+OTHER_ENGINES = {f"zero{stage}": {"name": "deepspeed", "zero": stage} for stage in (0, 1)}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every family goes through every test."""
+    if "engine" not in metafunc.fixturenames:
+        metafunc.parametrize("family", families())
+        return
+    cases = [(family, name, engine) for family in families() for name, engine in ENGINES.items()]
+    cases += [(families()[0], name, engine) for name, engine in OTHER_ENGINES.items()]
+    ids = [f"{name}-{family}" for family, name, _ in cases]
+    metafunc.parametrize(("family", "engine"), [(family, engine) for family, _, engine in cases], ids=ids)
 
 
 @pytest.fixture
@@ -109,7 +122,10 @@ def test_a_tiny_trial_completes_and_reports_its_objective_up_to_its_whole_fideli
     ending = execute(spec, reports.append)
     assert ending.outcome == Outcome.COMPLETE, ending.reason
     assert reports[-1].fidelity == spec.max_fidelity == ending.fidelity
-    assert all(math.isfinite(report.metrics[spec.objective]) for report in reports)
+    # A phase that comes before what is judged has nothing to say of it.
+    values = [report.metrics.get(spec.objective) for report in reports]
+    assert values[-1] is not None
+    assert all(math.isfinite(value) for value in values if value is not None)
     assert [row["fidelity"] for row in curve(tmp_path)] == sorted({report.fidelity for report in reports})
 
 
@@ -125,12 +141,29 @@ def test_every_parameter_is_trained(plan: Plan, tmp_path: Path) -> None:
             assert value.abs().sum() > 0, f"{key} of {name} never had a gradient"
 
 
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's tiny trial that nothing has interrupted."""
+
+    @functools.cache
+    def train(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"{family}-whole")
+        execute(spec_of(make_plan(family, ["scale=tiny", "tracking=none"]), folder), lambda report: None)
+        return folder
+
+    return train
+
+
+@pytest.fixture
+def whole(family: str, whole_runs: Callable[[str], Path]) -> Path:
+    return whole_runs(family)
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
 def test_a_trial_that_lost_its_process_gives_the_numbers_it_would_have_given(
-    plan: Plan, tmp_path: Path, stop_after: int
+    plan: Plan, whole: Path, tmp_path: Path, stop_after: int
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    execute(spec_of(plan, whole), lambda report: None)
+    broken = tmp_path / "broken"
 
     seen: list[Report] = []
     runs: list[Run] = []
@@ -160,9 +193,8 @@ def test_a_trial_that_lost_its_process_gives_the_numbers_it_would_have_given(
         assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
 
 
-def test_an_interruption_saves_and_the_trial_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    execute(spec_of(plan, whole), lambda report: None)
+def test_an_interruption_saves_and_the_trial_goes_on_where_it_was(plan: Plan, whole: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
     runs: list[Run] = []
     first = execute(spec_of(plan, stopped), lambda report: runs[0].interrupt(), runs.append)
     assert first.outcome == Outcome.INTERRUPTED
@@ -212,11 +244,6 @@ def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tupl
     return train
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [{}, *({"name": "deepspeed", "zero": zero} for zero in (0, 1, 2, 3))],
-    ids=["torch", "zero0", "zero1", "zero2", "zero3"],
-)
 def test_two_workers_train_as_one_does(
     family: str,
     engine: dict[str, Any],

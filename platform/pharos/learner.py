@@ -20,6 +20,8 @@ from pharos.world import World
 
 __all__ = ["Learner", "OptimConfig"]
 
+_CALLS = "calls"
+
 
 class Learner:
     """One module, one optimiser. Call it like the module; `step(loss)` is one update.
@@ -70,6 +72,11 @@ class Learner:
         # A running sum on the device: its mean is reported, a NaN in it betrays a divergence, and no step waits.
         self._loss_sum = torch.zeros((), device=world.device)
         self._steps = 0
+        self._rate = optim.lr
+        self._calls = 0  # of `step`, earlier attempts included; counted where a warm-up asks for it
+        self._accumulation = engine.accumulation
+        if optim.warmup and saved is not None and _CALLS in saved.names(f"learners/{name}/"):
+            self._calls = int(saved.tensor(f"learners/{name}/{_CALLS}"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Where no gradient reaches the parameters, the engine has nothing to prepare.
@@ -87,6 +94,8 @@ class Learner:
         """
         if self._world.loss_weight != 1:
             loss = loss * self._world.loss_weight
+        if self._optim.warmup:
+            self._warm_up()
         self._engine.update(loss)
         self._loss_sum += loss.detach()
         self._steps += 1
@@ -162,7 +171,8 @@ class Learner:
         """
         self._loss_sum.zero_()
         self._steps = 0
-        self._engine.set_rate(self._optim.lr * _rate(self._optim, progress))
+        self._rate = self._optim.lr * _rate(self._optim, progress)
+        self._engine.set_rate(self._rate)
 
     def share_statistics(self) -> None:
         """Averages the running statistics of batch normalisation over the workers."""
@@ -177,16 +187,28 @@ class Learner:
         """What this worker adds to a checkpoint."""
         for part in self._engine.parts():
             yield replace(part, name=f"learners/{self.name}/{part.name}")
+        if self._optim.warmup and self._world.rank == 0:
+            yield Part.whole(f"learners/{self.name}/{_CALLS}", torch.tensor(self._calls))
 
     def close(self) -> None:
         """Gives back what the engine holds."""
         self._engine.close()
+
+    def _warm_up(self) -> None:
+        update = self._calls // self._accumulation + 1
+        if update <= self._optim.warmup:
+            self._engine.set_rate(self._rate * update / self._optim.warmup)
+        elif update == self._optim.warmup + 1:
+            self._engine.set_rate(self._rate)
+        self._calls += 1
 
 
 def _rate(config: OptimConfig, progress: float) -> float:
     """The share of the full learning rate at a point of the loop."""
     if config.schedule == "onecycle":
         return _one_cycle(progress)
+    if config.schedule == "exponential":
+        return float(config.final**progress)
     if config.schedule == "constant" or progress <= config.hold:
         return 1.0
     left = (1 - progress) / (1 - config.hold)

@@ -403,3 +403,55 @@ def test_the_one_cycle_rises_and_falls_as_pytorch_s_does() -> None:
         if step < steps - 1:
             theirs.step()
     assert [round(_rate(config, at), 6) for at in (0.0, 0.3, 1.0)] == [0.04, 1.0, round(1 / 25e4, 6)]
+
+
+def test_an_exponential_rate_falls_by_the_same_factor_each_epoch() -> None:
+    config = OptimConfig(schedule="exponential", final=0.97**380)
+    rates = [_rate(config, epoch / 380) for epoch in range(381)]
+    assert rates == pytest.approx([0.97**epoch for epoch in range(381)])
+    with pytest.raises(InputError, match="final=0"):
+        OptimConfig(final=0)
+
+
+def test_the_rate_warms_up_over_updates_and_goes_on_so_after_a_resume(tmp_path):
+    learner = make_learner(lr=0.1, warmup=4, schedule="linear", hold=0.0)
+    rates = []
+
+    def step(net, number):
+        net.step(loss_of(net, number))
+        rates.append(net._engine.optimizer.param_groups[0]["lr"])
+
+    learner.start_epoch(0.0)
+    for number in range(2):
+        step(learner, number)
+    checkpoints = Checkpoints(Storage(str(tmp_path)))
+    Saver(checkpoints, World()).save(1, {}, learner.parts())
+    resumed = make_learner(lr=0.1, warmup=4, schedule="linear", hold=0.0, saved=checkpoints.newest())
+    resumed.start_epoch(0.5)
+    for number in range(2, 6):
+        step(resumed, number)
+    assert rates == pytest.approx([0.025, 0.05, 0.0375, 0.05, 0.05, 0.05])
+
+
+def test_a_warm_up_counts_updates_and_not_parts_of_a_batch():
+    learner = Learner("net", make_module(), OptimConfig(lr=1.0, warmup=2), engine=EngineConfig(accumulation=2))
+    rates = []
+    for number in range(4):
+        learner.step(loss_of(learner, number))
+        rates.append(learner._engine.optimizer.param_groups[0]["lr"])
+    assert rates == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_what_is_named_undecayed_does_not_decay_and_each_parameter_is_in_one_group():
+    learner = make_learner(name="adamw", lr=0.1, weight_decay=0.5, undecayed=["bias"])
+    groups = learner._engine.optimizer.param_groups
+    names = {id(p): name for name, p in learner.module.named_parameters()}
+    assert [[names[id(p)] for p in group["params"]] for group in groups] == [
+        ["0.weight", "2.weight"],
+        ["0.bias", "2.bias"],
+    ]
+    before = learner.weights()
+    learner.step(sum(p.sum() * 0 for p in learner.module.parameters()))
+    after = learner.weights()
+    assert torch.equal(after["0.bias"], before["0.bias"])
+    torch.testing.assert_close(after["0.weight"], before["0.weight"] * 0.95)

@@ -14,8 +14,9 @@ from trainables.ads_unet.boosting import Boosting, vote
 from trainables.common.histology.cost import saved_activations
 from trainables.common.histology.data import Tissue, unit
 from trainables.common.histology.evaluation import Viewer, similarity
-from trainables.common.histology.metrics import IGNORED, mean_iou, scores
+from trainables.common.histology.metrics import scores
 from trainables.common.histology.pictures import draw_segmentation
+from trainables.common.segmentation import IGNORED, mean_iou
 
 _VOTES = ("soft", "mean", "hard")
 _SHOWN = 4

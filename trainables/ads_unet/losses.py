@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.common.histology.metrics import IGNORED
+from trainables.common.segmentation import IGNORED
 
 _SMOOTH = 1e-6
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from pharos.errors import InputError
 
 _FACTOR = "factor"  # of a parameter group's learning rate
+_SCHEDULES = ("constant", "linear", "cosine", "onecycle", "exponential")
 
 
 @dataclass
@@ -30,21 +31,33 @@ class OptimConfig:
     """Added to the denominator of adam and adamw."""
     weight_decay: float = 0.0
     """L2 penalty of adam and sgd; decoupled decay of adamw."""
+    undecayed: list[str] = field(default_factory=list)
+    """Parameters without weight decay: those that have one of these in their names, such as [norm, bias]."""
     clip_norm: float = 0.0
     """Largest norm of a step's whole gradient; 0 leaves it as it is."""
     schedule: str = "constant"
     """constant; linear or cosine: how the rate falls to zero over the loop, epoch by epoch, after `hold`; onecycle:
-    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines."""
+    it rises from a 25th of `lr` to all of it over the first 0.3 of the loop, and falls to nothing, in cosines;
+    exponential: it falls by the same factor every epoch, to the share `final` after the last."""
     hold: float = 0.5
     """linear and cosine: the share of the loop, from its start, that keeps the full rate."""
+    final: float = 0.01
+    """exponential: the share of the rate that is left at the end of the loop."""
+    warmup: int = 0
+    """Updates, from the learner's first, over which the rate rises linearly to what the schedule says."""
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw", "sgd"):
             raise InputError(f"optimiser {self.name!r} is unknown; choose adam, adamw or sgd")
-        if self.schedule not in ("constant", "linear", "cosine", "onecycle"):
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose constant, linear, cosine or onecycle")
+        if self.schedule not in _SCHEDULES:
+            known = f"{', '.join(_SCHEDULES[:-1])} or {_SCHEDULES[-1]}"
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose {known}")
         if not 0 <= self.hold < 1:
             raise InputError(f"hold={self.hold}: a share of the loop, at least 0 and below 1")
+        if not 0 < self.final <= 1:
+            raise InputError(f"final={self.final}: a share of the rate, above 0 and at most 1")
+        if self.warmup < 0:
+            raise InputError(f"warmup={self.warmup}: a number of updates, at least 0")
 
 
 def forget(optimizer: torch.optim.Optimizer) -> None:
@@ -65,14 +78,7 @@ def make_optimizer(
         config: The optimiser's.
         factors: Of the learning rate, by the end of parameters' names; for others it is 1.
     """
-    by_factor: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            factor = next((value for end, value in (factors or {}).items() if name.endswith(end)), 1.0)
-            by_factor.setdefault(factor, []).append(parameter)
-    parameters: list[Any] = [
-        {"params": group, "lr": config.lr * factor, _FACTOR: factor} for factor, group in by_factor.items()
-    ]
+    parameters = _groups(module, config, factors or {})
     if config.name == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.beta1, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
@@ -84,3 +90,17 @@ def set_rate(optimizer: Any, rate: float) -> None:
     """Sets the learning rate; groups with a factor of their own get it times that."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_FACTOR]
+
+
+def _groups(module: nn.Module, config: OptimConfig, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trainable parameters, those of one learning rate and one weight decay together."""
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            factor = next((value for end, value in factors.items() if name.endswith(end)), 1.0)
+            decay = 0.0 if any(part in name for part in config.undecayed) else config.weight_decay
+            alike.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.lr * factor, "weight_decay": decay, _FACTOR: factor}
+        for (factor, decay), parameters in alike.items()
+    ]

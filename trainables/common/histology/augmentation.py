@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pharos.run import Epoch
-from trainables.common.histology.metrics import IGNORED
 from trainables.common.histology.optics import EOSIN, HAEMATOXYLIN
+from trainables.common.segmentation import IGNORED
 
 KINDS = ("none", "flips", "flips+rot90", "flips+rot90+stain", "flips+scale", "flips+affine")
 _STAIN = 0.2  # largest relative change of a stain's strength

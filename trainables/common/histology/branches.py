@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.common.histology.metrics import IGNORED
 from trainables.common.histology.networks import baseline
+from trainables.common.segmentation import IGNORED
 
 FUSIONS = ("margin", "margin_mean", "mean", "max", "eta")
 ETA_MODES = ("bounded", "softmax", "uniform")

@@ -20,9 +20,10 @@ from torch.nn import functional
 from pharos.cache import local_copy
 from pharos.errors import InputError
 from trainables.common.histology.augmentation import transformed
-from trainables.common.histology.files import Collection, Sample, open_collection, read_image
-from trainables.common.histology.metrics import IGNORED
+from trainables.common.histology.files import Collection, Sample, open_collection
 from trainables.common.histology.tissue import SCENES
+from trainables.common.image_files import read_image
+from trainables.common.segmentation import IGNORED
 from trainables.common.settings import Checked
 
 GENERATED = tuple(SCENES)

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from pharos.run import Run
 from trainables.common.histology.data import Tiles, standardised, unit
-from trainables.common.histology.metrics import confusion, image_iou, linear_cka
+from trainables.common.histology.metrics import image_iou, linear_cka
+from trainables.common.segmentation import confusion
 
 _POSITIONS = 4096  # of feature maps that are compared, at most
 

@@ -17,10 +17,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from pharos.errors import InputError
-from trainables.common.histology.metrics import IGNORED
 from trainables.common.histology.optics import Bytes
+from trainables.common.image_files import images_in, read_codes
+from trainables.common.segmentation import IGNORED
 
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
 _BCSS_MPP = re.compile(r"MPP-(\d+\.\d+)")
 # The 22 codes of BCSS in five groups: 0 lies outside of the annotated region.
@@ -60,49 +60,6 @@ class Collection:
     classes: tuple[str, ...]
     read_mask: Callable[[Sample, tuple[int, int]], Bytes]
     mpp: Callable[[Sample], float] = field(default=lambda sample: 0.0)
-
-
-def read_image(path: Path) -> Bytes:
-    """An RGB image (H, W, 3).
-
-    Raises:
-        InputError: The file cannot be read as one.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not an image that can be read ({error})") from None
-
-
-def read_codes(path: Path, size: tuple[int, int] | None = None) -> Any:
-    """A single-channel image of numbers (H, W), 8 or 16 bits; of several channels the first.
-
-    Args:
-        path: The file.
-        size: Height and width that it must have.
-
-    Raises:
-        InputError: It cannot be read, or is of another size.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            codes = np.asarray(picture)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not a mask that can be read ({error})") from None
-    codes = codes[..., 0] if codes.ndim == 3 else codes
-    if size is not None and codes.shape != size:
-        raise InputError(f"{path}: {codes.shape[0]} x {codes.shape[1]} pixels, its image has {size[0]} x {size[1]}")
-    return codes.astype(np.int64)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Image files directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
 
 
 def open_collection(source: str, root: Path) -> Collection:

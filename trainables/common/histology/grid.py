@@ -13,7 +13,8 @@ from torch import Tensor
 
 from trainables.common.histology.data import ANGLES, SCALES, HistologyDataConfig, Tiles, Tissue, at, circle, open_tissue
 from trainables.common.histology.evaluation import Viewer
-from trainables.common.histology.metrics import mean_iou, scores
+from trainables.common.histology.metrics import scores
+from trainables.common.segmentation import mean_iou
 
 Cell = tuple[float, float]
 """Magnification relative to training, and orientation in degrees."""

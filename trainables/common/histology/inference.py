@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pharos.errors import InputError
 from trainables.common.histology.data import standardised, starts, unit
-from trainables.common.histology.files import images_in, read_image
 from trainables.common.histology.optics import Bytes
 from trainables.common.histology.pictures import overlay
+from trainables.common.image_files import images_in, read_image
 
 _OVERLAP = 0.5  # of two neighbouring tiles, as a share of their side
 _BATCH = 4

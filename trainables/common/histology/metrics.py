@@ -1,4 +1,4 @@
-"""Segmentation metrics from the confusion matrix of a whole data set, and how alike two sets of features are.
+"""What is reported of segmented tissue, and how alike two sets of features are.
 
 Source: section 5 of the reference notes on ADS_UNet. Scores of a class that is neither in the truth nor in the
 prediction are NaN, and left out of every mean.
@@ -11,39 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-IGNORED = 255  # in masks: pixels that count for nothing
-
-
-def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Counts of pixels by class.
-
-    Args:
-        predicted: Classes, any shape.
-        truth: The same shape; `IGNORED` is left out.
-        classes: K.
-
-    Returns:
-        (K, K) float64; rows are the truth.
-    """
-    counted = truth != IGNORED
-    codes = truth[counted].long() * classes + predicted[counted].long()
-    return torch.bincount(codes, minlength=classes * classes).reshape(classes, classes).double()
-
-
-def class_iou(matrix: Tensor) -> Tensor:
-    """Intersection over union of each class (K,); NaN for one that occurs nowhere."""
-    both = matrix.diagonal()
-    return both / (matrix.sum(0) + matrix.sum(1) - both)
-
-
-def class_dice(matrix: Tensor) -> Tensor:
-    """Dice of each class (K,), `2 IoU / (1 + IoU)`; NaN for one that occurs nowhere."""
-    return 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
-
-
-def mean_iou(matrix: Tensor) -> float:
-    """Over the classes that occur."""
-    return float(class_iou(matrix).nanmean())
+from trainables.common.segmentation import class_dice, class_iou, confusion, pixel_accuracy
 
 
 def scores(matrix: Tensor, names: tuple[str, ...] = ()) -> dict[str, float]:
@@ -61,7 +29,7 @@ def scores(matrix: Tensor, names: tuple[str, ...] = ()) -> dict[str, float]:
     found = {
         "miou": float(iou.nanmean()),
         "dice": float(class_dice(matrix).nanmean()),
-        "accuracy": float(matrix.diagonal().sum() / matrix.sum()),
+        "accuracy": pixel_accuracy(matrix),
     }
     if len(matrix) == 2:
         found["foreground_iou"] = float(iou[1])

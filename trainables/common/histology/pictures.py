@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainables.common.histology.metrics import IGNORED
+from trainables.common.segmentation import IGNORED
 
 # Told apart by people who see colours otherwise, and against pink and violet tissue; the first is the usual background.
 _PALETTE = torch.tensor(

@@ -15,7 +15,7 @@ from trainables.common.histology.data import HistologyDataConfig, Tissue, circle
 from trainables.common.histology.equivariance import branch_errors
 from trainables.common.histology.evaluation import Viewer
 from trainables.common.histology.grid import Grid, grid_scores
-from trainables.common.histology.metrics import IGNORED, confusion, mean_iou
+from trainables.common.segmentation import IGNORED, confusion, mean_iou
 
 SMALL = HistologyDataConfig(source="nuclei", size=16, train_images=2, validation_images=3, test_images=2)
 

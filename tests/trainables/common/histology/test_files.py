@@ -22,7 +22,7 @@ from trainables.common.histology.data import (
     starts,
 )
 from trainables.common.histology.files import Sample, open_collection, polygons
-from trainables.common.histology.metrics import IGNORED
+from trainables.common.segmentation import IGNORED
 
 RNG = np.random.default_rng(0)
 

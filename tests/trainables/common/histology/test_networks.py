@@ -20,9 +20,10 @@ from trainables.common.histology.augmentation import augmented, restained, trans
 from trainables.common.histology.data import HistologyDataConfig, generated
 from trainables.common.histology.evaluation import Viewer, similarity
 from trainables.common.histology.inference import predict_folder, predict_image
-from trainables.common.histology.metrics import class_dice, class_iou, confusion, linear_cka, mean_iou, scores
+from trainables.common.histology.metrics import linear_cka, scores
 from trainables.common.histology.networks import NestedUNet, UNet, baseline
 from trainables.common.histology.pictures import borders, draw_segmentation, overlay
+from trainables.common.segmentation import class_dice, class_iou, confusion, mean_iou
 
 
 @pytest.fixture(autouse=True)

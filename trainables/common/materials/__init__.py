@@ -1,0 +1,1 @@
+"""What the material segmentation families share: scenes, spectra, data sets, networks and metrics."""

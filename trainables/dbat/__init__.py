@@ -1,0 +1,1 @@
+"""DBAT: materials from patches of four sizes, weighed by dynamic backward attention."""
