@@ -274,14 +274,15 @@ def overrides(engine: dict[str, Any]) -> list[str]:
     return ["scale=tiny", "tracking=none", *typed]
 
 
-def test_a_trial_that_is_only_tried_visits_every_loop_and_reports_its_objective(plan: Plan, tmp_path: Path) -> None:
-    whole = spec_of(plan, tmp_path / "whole")
-    execute(whole, lambda report: None)
-    newest = Checkpoints(Storage(str(tmp_path / "whole/checkpoints"))).newest()
+def test_a_trial_that_is_only_tried_visits_every_loop_and_reports_its_objective(
+    plan: Plan, whole: Path, tmp_path: Path
+) -> None:
+    newest = Checkpoints(Storage(str(whole / "checkpoints"))).newest()
     assert newest is not None
-    tried = execute(dataclasses.replace(whole, folder=str(tmp_path / "tried"), probe=0.0), lambda report: None)
+    spec = dataclasses.replace(spec_of(plan, tmp_path), probe=0.0)
+    tried = execute(spec, lambda report: None)
     assert tried.outcome == Outcome.COMPLETE, tried.reason
-    assert whole.objective in tried.metrics
+    assert spec.objective in tried.metrics
     loops = {loop["name"]: loop for loop in tried.probe["loops"]}
     stages = {name.split(":")[0] for name in loops if ":" in name}  # a loop of loops
     assert set(newest.state["done"]) - stages == set(loops)
