@@ -272,3 +272,19 @@ def test_two_workers_train_as_one_does(
 def overrides(engine: dict[str, Any]) -> list[str]:
     typed = [f"engine={engine['name']}", f"engine.zero={engine['zero']}"] if engine else []
     return ["scale=tiny", "tracking=none", *typed]
+
+
+def test_a_trial_that_is_only_tried_visits_every_loop_and_reports_its_objective(
+    plan: Plan, whole: Path, tmp_path: Path
+) -> None:
+    newest = Checkpoints(Storage(str(whole / "checkpoints"))).newest()
+    assert newest is not None
+    spec = dataclasses.replace(spec_of(plan, tmp_path), probe=0.0)
+    tried = execute(spec, lambda report: None)
+    assert tried.outcome == Outcome.COMPLETE, tried.reason
+    assert spec.objective in tried.metrics
+    loops = {loop["name"]: loop for loop in tried.probe["loops"]}
+    stages = {name.split(":")[0] for name in loops if ":" in name}  # a loop of loops
+    assert set(newest.state["done"]) - stages == set(loops)
+    for loop in loops.values():
+        assert [seen["index"] for seen in loop["seen"]] == sorted({0, loop["epochs"] - 1})

@@ -144,6 +144,13 @@ class WandbServer:
         )
         return {"model": {"id": "project", "name": variables["project"], **_entity(), "bucket": bucket}}
 
+    def _EntityAndProject(self, variables: dict[str, Any]) -> dict[str, Any]:
+        has_project = any(record.project == variables["project"] for record in self.runs.values())
+        return {
+            "entity": {"id": "entity"} if variables["entity"] == ENTITY else None,
+            "project": {"id": "project"} if has_project else None,
+        }
+
     def _UpsertBucket(self, variables: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             name = variables["name"]

@@ -26,6 +26,7 @@ from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import load_recipe
 from pharos.pictures import Pictures
+from pharos.probe import Probe
 from pharos.recipe import build_config
 from pharos.retention import Keep
 from pharos.retry import redact
@@ -166,6 +167,7 @@ def _execute(
             rescue=None if spool.home.is_local else spool.folder.sub("checkpoints"),
             checkpoint_seconds=spec.checkpoint_seconds,
             engine=EngineConfig(**spec.engine),
+            probe=Probe(spec.probe, world) if spec.probe is not None else None,
         )
         on_run(run)
         configure(StorageConfig(**spec.storage))
@@ -207,6 +209,7 @@ def _execute(
         started_at=run.started_at if run else 0.0,
         ended_at=time.time(),
         is_lost_link=link_lost,
+        probe=run.probe.found() if run and run.probe else {},
     )
     pictures.close()
     if tracker is not None:

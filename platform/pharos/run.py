@@ -39,6 +39,7 @@ from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.learner import Learner, OptimConfig
 from pharos.memory import PEAK_MEMORY, peak_memory, reset_peak
+from pharos.probe import Probe
 from pharos.saver import Saver
 from pharos.storage import Storage
 from pharos.trial import Outcome, Report, TrialStopped
@@ -70,6 +71,7 @@ class Run:
         checkpoint_seconds: Least time between two checkpoints; there is always one at the end.
         engine: What runs the learners.
         rescue: A folder of this node that takes the last checkpoint when its own place is lost.
+        probe: What chooses the epochs and batches of a trial that is only tried.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Run:
         checkpoint_seconds: float = 30.0,
         engine: EngineConfig | None = None,
         rescue: Storage | None = None,
+        probe: Probe | None = None,
     ):
         self.seed = seed
         self.world = world or World()
@@ -107,6 +110,7 @@ class Run:
         self._on_histogram = on_histogram
         self._saver = saver
         self._rescue = rescue
+        self.probe = probe
         self._checkpoint_seconds = checkpoint_seconds
         self._engine = engine or EngineConfig()
         self._learners: dict[str, Learner] = {}
@@ -182,7 +186,8 @@ class Run:
         Raises:
             RuntimeError: A loop before it was left by `break`, which a resumed trial could not know of.
         """
-        return self._loop(name, count, lambda key, index: Epoch(self, key, index))
+        choose = self.probe.epochs if self.probe else None
+        return self._loop(name, count, lambda key, index: Epoch(self, key, index), choose)
 
     def stages(self, name: str, count: int) -> Iterator[int]:
         """The stages of an outer loop that are left; loops inside a stage are that stage's own."""
@@ -309,12 +314,19 @@ class Run:
                 for key, tensor in self._saved.tensors(f"learners/{name}/").items():
                     yield Part.whole(f"learners/{name}/{key}", tensor)
 
-    def _loop(self, name: str, count: int, make: Callable[[str, int], T]) -> Iterator[T]:
+    def _loop(
+        self,
+        name: str,
+        count: int,
+        make: Callable[[str, int], T],
+        choose: Callable[[str, range], Iterator[int]] | None = None,
+    ) -> Iterator[T]:
         self.check_loops()
         key = "/".join([*self._loops, name])
         self._loops.append(name)
         try:
-            for index in range(self._done.get(key, 0), count):
+            left = range(self._done.get(key, 0), count)
+            for index in choose(key, left) if choose else left:
                 self._loops[-1] = f"{name}:{index}"
                 _seed_everything(self._stream(key, index, self.rank))
                 for learner in self._learners.values():
@@ -455,7 +467,8 @@ class Epoch:
         order = torch.randperm(len(first), generator=self._order).to(first.device)
         if not run.started_at:
             run.started_at = time.time()
-        for start in range(0, len(first) - batch_size + 1, batch_size):
+        starts = range(0, len(first) - batch_size + 1, batch_size)
+        for start in run.probe.batches(starts) if run.probe else starts:
             whole = order[start : start + batch_size]
             for turn in range(parts):
                 run._between_batches()

@@ -71,6 +71,8 @@ class TrialSpec:
     """Other metrics that the search compares or bounds; `peak_memory_gb` is the platform's, the others the recipe's."""
     origin: str | None = None
     """URL of the folder of a trial whose newest checkpoint it starts from, if it has none of its own."""
+    probe: float | None = None
+    """It is only tried, in about so many seconds more than it takes to see each loop (`pharos.probe`)."""
 
     @property
     def id(self) -> str:
@@ -115,6 +117,8 @@ class Ending:
     ended_at: float = 0.0
     is_lost_link: bool = False
     """Whether it failed because another worker of the trial was gone or silent."""
+    probe: dict[str, Any] = field(default_factory=dict)
+    """What was seen of a trial that was only tried: `pharos.probe.Probe.found`."""
 
 
 class TrialStopped(BaseException):

@@ -17,7 +17,9 @@ MODULES = sorted(
     ".".join(path.relative_to(PLATFORM).with_suffix("").parts).removesuffix(".__init__")
     for path in PHAROS.rglob("*.py")
 )
-ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "single", "tune")}
+ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "single", "tune")} | {
+    "pharos.doctor.nodes"
+}
 
 
 def python(code, *arguments):
@@ -221,7 +223,7 @@ def test_without_ray_the_default_backend_says_what_to_install():
     assert "InputError: backend=tune (there is backend=local, too) needs Ray: pip install" in last
 
 
-@pytest.mark.parametrize("script", ["sweep", "train", "report"])
+@pytest.mark.parametrize("script", ["sweep", "train", "report", "doctor"])
 def test_help_is_quick_it_imports_nothing_heavy(script):
     code = (
         f"import sys, runpy; sys.path.insert(0, {str(PLATFORM)!r})\n"

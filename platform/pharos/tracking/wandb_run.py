@@ -21,8 +21,10 @@ import signal
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,10 @@ _SETTLE_SECONDS = 20.0
 _TAIL = (
     "query RunResumeStatus($project: String, $entity: String, $name: String!) { model(name: $project, "
     "entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"
+)
+_PROJECT = (
+    "query EntityAndProject($entity: String!, $project: String!) { entity(name: $entity) { id } "
+    "project(name: $project, entityName: $entity) { id } }"
 )
 _BINS = 64
 _FAILED = (Outcome.FAILED, Outcome.OUT_OF_MEMORY)
@@ -286,6 +292,48 @@ def refusal(seconds: float = _ANSWER_SECONDS) -> str:
         return "" if _ask("query Viewer { viewer { id } }", {}, seconds).get("viewer") else "it does not know the key"
     except (OSError, ValueError, HTTPException) as error:
         return f"it does not answer: {_line(error)}"
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where runs would go.
+
+    Attributes:
+        url: W&B's.
+        trouble: Why nothing can go there; empty if it can.
+        entity: Whose the project is.
+        has_project: Whether it is there; W&B makes one that is not.
+    """
+
+    url: str
+    trouble: str = ""
+    entity: str = ""
+    has_project: bool = False
+
+
+def find_project(entity: str | None, project: str, seconds: float) -> Whereabouts:
+    """Asks W&B who the key is of, and for a project, and makes nothing there.
+
+    Args:
+        entity: Whose the project is; None: the key's own default.
+        project: Its name.
+        seconds: For each of two answers.
+    """
+    url = _base_url()
+    try:
+        viewer = _ask("query Viewer { viewer { id entity } }", {}, seconds).get("viewer")
+        if not viewer:
+            return Whereabouts(url, "it does not know the key")
+        entity = entity or str(viewer.get("entity") or "")
+        found = _ask(_PROJECT, {"entity": entity, "project": project}, seconds)
+    except urllib.error.HTTPError as error:
+        refused = error.code in (401, 403)
+        return Whereabouts(url, "it refuses the key" if refused else f"it does not answer: {_line(error)}")
+    except (OSError, ValueError, HTTPException) as error:
+        return Whereabouts(url, f"it does not answer: {_line(error)}")
+    if not found.get("entity"):
+        return Whereabouts(url, f"there is no entity {entity}, or the key may not see it")
+    return Whereabouts(url, entity=entity, has_project=bool(found.get("project")))
 
 
 def _ask(query: str, variables: dict[str, Any], seconds: float) -> dict[str, Any]:
