@@ -195,13 +195,13 @@ class Sweep:
         self.listener.start(self, slots)
 
     def resize(self, slots: int) -> None:
-        """Hears that nodes came or went: so many trials can run at once now."""
+        """Hears that nodes, or other jobs, came or went: so many trials can run at once now."""
         if slots == self.slots:
             return
         self._slot_seconds += (time.monotonic() - self._counted_at) * self.slots
         self._counted_at = time.monotonic()
         self.listener.note(
-            f"the cluster has room for {slots} trials at a time now, {self.slots} before"
+            f"room for {slots} trials at a time now, {self.slots} before: nodes or other jobs came or went"
             if slots
             else "no node has room for a trial: waiting for one"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from helpers import TINY, Listener, outcomes, rows
 
 from pharos.errors import InputError
+from pharos.families import ROOT
 from pharos.records import TrialRecord
 from pharos.sweep import Sweep, reopen, start
 from pharos.trial import Outcome, Report
@@ -123,6 +127,38 @@ def test_a_killed_trial_goes_on_elsewhere_and_gives_the_numbers_it_would_have_gi
     assert broken.study.records[0].curve == whole.study.records[0].curve
     whole.close()
     broken.close()
+
+
+def test_a_sweep_lets_another_one_have_its_share_of_the_machine(
+    run_sweep: Callable[[Sweep], None], tmp_path: Path
+) -> None:
+    """The first would go on for hundreds of trials; the second one has nowhere to go but the first one's places."""
+    second: list[subprocess.Popen[bytes]] = []
+
+    def on_report(record: TrialRecord, report: Report) -> None:
+        if not second:
+            address = ray.get_runtime_context().gcs_address
+            command = [sys.executable, str(ROOT / "platform/sweep.py"), "--family", "tipsy", *TINY, "trials=2"]
+            second.append(
+                subprocess.Popen(
+                    [*command, f"storage.url={tmp_path / 'second'}", "tracking=none"],
+                    env={**os.environ, "RAY_ADDRESS": address},
+                    stdout=subprocess.DEVNULL,
+                )
+            )
+        elif second[0].poll() is not None:
+            sweep.interrupt()
+
+    listener = Listener(on_report)
+    url = f"storage.url={tmp_path / 'first'}"
+    sweep = start("tipsy", [*TINY[:3], url, "trials=400", "tracking=none", "scheduler=none"], listener)
+    run_sweep(sweep)
+    ended = outcomes(sweep)
+    sweep.close()
+    assert second[0].wait() == 0
+    assert Outcome.COMPLETE in ended
+    assert len(ended) < 400
+    assert any("room for 1 trials at a time now, 2 before" in note for note in listener.notes)
 
 
 def test_an_interrupted_sweep_is_finished_later_and_then_extended(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharos.backends.cluster import fit_together, trials_that_fit
+from pharos.backends.cluster import fit_together, share_of, trials_that_fit
 from pharos.resources import Shape
 
 CPU = {"CPU": 1.0}
@@ -113,3 +113,17 @@ def test_no_more_fits_than_there_is_and_less_always_fits_where_more_does(cpus, w
     if fit_together(nodes, shapes):
         assert sum(each.devices for each in shapes) <= sum(cpus)
         assert all(trials_that_fit(nodes, s.bundle, s.workers, s.placement) for s in shapes)
+
+
+@pytest.mark.parametrize(
+    ("others", "spare", "share"),
+    [
+        (0, 0.0, 8.0),
+        (1, 0.0, 4.0),  # another waits: half of it
+        (3, 0.0, 2.0),
+        (1, 7.0, 7.0),  # nobody waits: what one has and what is free
+        (3, 1.0, 2.0),
+    ],
+)
+def test_a_job_has_its_share_and_what_nobody_wants(others, spare, share):
+    assert share_of(8.0, others, spare) == share

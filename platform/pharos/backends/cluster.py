@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from pharos.backends.neighbours import Neighbours, free, neighbours
 from pharos.errors import InputError
 from pharos.families import ROOT
 from pharos.resources import ResourcesConfig, Shape
@@ -64,6 +65,9 @@ def _init(address: str, **options: Any) -> None:
 class Places:
     """How many trials of a sweep the cluster has room for, now.
 
+    Jobs that share a cluster get equally many devices of it, if they want them: while another waits, this one takes no
+    more than its share, else what is free, too. No trial is stopped for another job's sake: it goes on to its end.
+
     Settles `gpus_per_worker` where that was left to the cluster.
 
     Args:
@@ -85,12 +89,22 @@ class Places:
         if not resources.autoscaling:
             for shape in resources.all_shapes:
                 _check_fits(nodes, shape)
-        self._take(nodes)
+        self.others_wait = False
+        self._take(nodes, Neighbours(), 0.0)
 
-    def look(self) -> int:
-        """Trials that can run at once; asks for the nodes every few seconds."""
+    def look(self, running: Sequence[Shape]) -> int:
+        """Trials that can run at once; asks for the nodes, and who else is there, every few seconds.
+
+        Args:
+            running: This sweep's trials.
+        """
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            self._take(_nodes())
+            around = neighbours()
+            spare = 0.0
+            if around.jobs and not around.waiting:
+                kind = "GPU" if self._resources.shape.gpus_per_worker else "CPU"
+                spare = sum(shape.devices for shape in running) + free().get(kind, 0.0)
+            self._take(_nodes(), around, spare)
         return self.slots
 
     def has_room(self, running: Sequence[Shape]) -> bool:
@@ -99,19 +113,38 @@ class Places:
         if not resources.shapes or resources.autoscaling:
             return len(running) < self.slots
         smallest = min(resources.all_shapes, key=lambda shape: shape.devices)
-        return len(running) < (resources.concurrency or math.inf) and fit_together(self._nodes, [*running, smallest])
+        wanted = [*running, smallest]
+        if running and sum(shape.devices for shape in wanted) > self._devices:
+            return False
+        return len(running) < (resources.concurrency or math.inf) and fit_together(self._nodes, wanted)
 
-    def _take(self, nodes: list[dict[str, float]]) -> None:
+    def _take(self, nodes: list[dict[str, float]], around: Neighbours, spare: float) -> None:
+        """Takes in what there is: the nodes, the other jobs, the devices that this sweep has or could have at once."""
         self._looked_at = time.monotonic()
         self._nodes = nodes
+        self.others_wait = around.waiting
         resources = self._resources
         if resources.autoscaling:
             self.slots = resources.concurrency or 1
             return
         # In places of the usual shape, so that a place is as many devices whatever the trials in it look like.
         devices = max(_count(nodes, shape) * shape.devices for shape in resources.all_shapes)
+        self._devices = min(devices, share_of(devices, around.jobs, spare))
         slots = math.ceil(devices / resources.shape.devices - 1e-9)
+        if self._devices < devices:
+            slots = max(1, int(self._devices / resources.shape.devices + 1e-9))
         self.slots = min(slots, resources.concurrency or slots)
+
+
+def share_of(devices: float, others: int, spare: float) -> float:
+    """How many devices of a cluster are a job's to take.
+
+    Args:
+        devices: Of all nodes.
+        others: Jobs that share them.
+        spare: What the job has or could have without taking it from another; 0 while another waits.
+    """
+    return max(devices / (others + 1), spare)
 
 
 def trials_that_fit(nodes: Sequence[dict[str, float]], bundle: dict[str, float], workers: int, placement: str) -> int:

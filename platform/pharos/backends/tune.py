@@ -64,13 +64,17 @@ class _StudySearcher(Searcher):
         self._places = places
         self._shapes: dict[int, Shape] = {}  # of the trials that are handed out
         self._asked_at: dict[int, float] = {}  # those of them that wait for their processes
+        self.yields = False
+        """Whether a place that this sweep does not use now is wanted by another job."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._guard.error or self._sweep.finished:
             return Searcher.FINISHED
         with self._guard:
-            self._sweep.resize(self._places.look())
-            spec = self._sweep.next_trial() if self._has_room() else None
+            running = self._running()
+            self._sweep.resize(self._places.look(running))
+            spec = self._sweep.next_trial() if self._has_room(running) else None
+            self.yields = spec is None and self._places.others_wait
             if spec is None:
                 return None
             shape = self._sweep.plan.shape(spec.params)
@@ -87,16 +91,20 @@ class _StudySearcher(Searcher):
         """A trial has its processes."""
         self._asked_at.pop(number, None)
 
-    def _has_room(self) -> bool:
-        resources = self._sweep.settings.resources
-        if not resources.shapes:
-            return self._sweep.running < self._sweep.slots
+    def _running(self) -> list[Shape]:
+        """The shapes of the trials that are handed out."""
         running = self._sweep.study.having(Outcome.RUNNING)
         self._shapes = {number: self._shapes[number] for number in running}
-        longest = min((at for number, at in self._asked_at.items() if number in self._shapes), default=time.monotonic())
-        if time.monotonic() - longest > _PATIENCE_SECONDS and not resources.autoscaling:
-            return False
-        return self._places.has_room(list(self._shapes.values()))
+        return list(self._shapes.values())
+
+    def _has_room(self, running: list[Shape]) -> bool:
+        resources = self._sweep.settings.resources
+        if resources.shapes and not resources.autoscaling:
+            now = time.monotonic()
+            longest = min((at for number, at in self._asked_at.items() if number in self._shapes), default=now)
+            if now - longest > _PATIENCE_SECONDS:
+                return False
+        return self._places.has_room(running)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The sweep hears of it from the trial's own ending."""
@@ -111,10 +119,11 @@ class _StudySearcher(Searcher):
 class _SweepScheduler(FIFOScheduler):
     """Asks the sweep whether a trial goes on; one that is to pause saves first and ends by itself."""
 
-    def __init__(self, sweep: Sweep, guard: _Guard):
+    def __init__(self, sweep: Sweep, guard: _Guard, searcher: _StudySearcher):
         super().__init__()  # type: ignore[no-untyped-call]
         self._sweep = sweep
         self._guard = guard
+        self._searcher = searcher
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The newest trial gets the process that has just become free.
@@ -123,6 +132,9 @@ class _SweepScheduler(FIFOScheduler):
         started, and start another for the new trial. With trials that are short beside a start, most processes never
         got to their first trial.
         """
+        if self._searcher.yields:
+            # Tune keeps one process warm, and with it a place, for a trial that may come.
+            tune_controller._cleanup_cached_actors(force_all=True)
         trials = tune_controller.get_trials()
         return trials[-1] if trials and trials[-1].status == trials[-1].PENDING else None
 
@@ -205,7 +217,7 @@ def run_sweep(sweep: Sweep, actor: type[tune.Trainable] = TrialActor) -> None:
                 name=sweep.name,
                 num_samples=-1,
                 search_alg=searcher,
-                scheduler=_SweepScheduler(sweep, guard),
+                scheduler=_SweepScheduler(sweep, guard, searcher),
                 callbacks=[_Events(sweep, guard, searcher)],
                 storage_path=scratch,
                 trial_dirname_creator=lambda trial: f"{trial_id(_number(trial))}-{trial.trial_id}",
