@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pharos.cache import local_copy
 from pharos.errors import InputError
 from trainables.common.batchnorm import BatchNorm1d
+from trainables.common.weights import SETTING, check_shapes, read_weights
 from trainables.jetlov.settings import LUND_COLUMNS, ModelConfig
 from trainables.jetlov.trees import Batch
 
@@ -319,47 +318,22 @@ def load_public(tagger: Tagger, url: str) -> list[str]:
     Raises:
         InputError: It is no such file, or does not fit.
     """
-    path = local_copy(url)
-    found = {_our_name(name): value for name, value in _read(path).items()}
+    found = {_our_name(name): value for name, value in read_weights(url).items()}
     ours = tagger.state_dict()
     parts = sorted({name.partition(".")[0] for name in found})
     if not parts or not set(parts) <= {name.partition(".")[0] for name in ours}:
         has = ", ".join(sorted({name.partition(".")[0] for name in ours}))
-        raise InputError(f"recipe.model.weights={path}: has {', '.join(parts) or 'nothing'}, this network has {has}")
+        raise InputError(f"{SETTING}={url}: has {', '.join(parts) or 'nothing'}, this network has {has}")
     wanted = {name: value for name, value in ours.items() if name.partition(".")[0] in parts}
     if wrong := sorted(wanted.keys() ^ found.keys()):
         side = "is missing" if wrong[0] in wanted else "is not in this network"
-        raise InputError(f"recipe.model.weights={path}: {wrong[0]} {side} ({len(wrong)} such names)")
-    for name, value in wanted.items():
-        if value.shape != found[name].shape:
-            theirs, mine = tuple(found[name].shape), tuple(value.shape)
-            raise InputError(f"recipe.model.weights={path}: {name} is {theirs}, this network has {mine}")
+        raise InputError(f"{SETTING}={url}: {wrong[0]} {side} ({len(wrong)} such names)")
+    check_shapes(found, wanted, url)
     tagger.load_state_dict({**ours, **found})
     return parts
 
 
 def _our_name(name: str) -> str:
-    name = name.removeprefix("module.")
     for pattern, ours in _PUBLIC:
         name = re.sub(pattern, ours, name)
     return name
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise InputError(f"recipe.model.weights={path}: no such file")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise InputError(f"recipe.model.weights={path}: not safetensors, nor a state dict: {reason}") from None
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise InputError(f"recipe.model.weights={path}: holds more than tensors; save the state dict alone") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"recipe.model.weights={path}: not a state dict of tensors")
-    return state

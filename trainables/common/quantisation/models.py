@@ -6,17 +6,15 @@ Section 3 of the reference notes on WFN (arXiv 2210.13554) and on PWFN (arXiv 23
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pharos.cache import local_copy
 from pharos.errors import InputError
 from trainables.common.batchnorm import BatchNorm2d
+from trainables.common.weights import SETTING, check_shapes, read_weights
 
 _DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 # Of the vision transformers: image, channels, patch, features, blocks, heads.
@@ -188,7 +186,7 @@ def load_pretrained(network: nn.Module, path: str) -> None:
     Raises:
         InputError: The file is missing or no state dict, or does not fit the network.
     """
-    weights = _read_weights(local_copy(path))
+    weights = read_weights(path)
     # Names: as the network itself has them, those of its backbone alone, or torchvision's and timm's.
     wanted = network.state_dict()
     prefix = "backbone." if isinstance(network, Classifier) else ""
@@ -198,38 +196,9 @@ def load_pretrained(network: nn.Module, path: str) -> None:
             found[new if new in wanted else prefix + new] = part
     missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
     if missing:
-        raise InputError(f"recipe.model.weights={path}: {len(missing)} tensors are missing, among them {missing[0]}")
-    for name, value in wanted.items():
-        if name in found and found[name].shape != value.shape:
-            theirs, ours = tuple(found[name].shape), tuple(value.shape)
-            raise InputError(f"recipe.model.weights={path}: {name} is {theirs}, this network has {ours}")
+        raise InputError(f"{SETTING}={path}: {len(missing)} tensors are missing, among them {missing[0]}")
+    check_shapes(found, wanted, path)
     network.load_state_dict({name: found.get(name, value) for name, value in wanted.items()})
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise InputError(f"recipe.model.weights={path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise InputError(f"recipe.model.weights={path}: not safetensors, nor a state dict: {reason}") from None
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise InputError(f"recipe.model.weights={path}: holds more than tensors; save the state dict alone") from None
-    for key in ("state_dict", "model"):  # timm's and DeiT's own files
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"recipe.model.weights={path}: not a state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 _RESNET_NAMES = (
