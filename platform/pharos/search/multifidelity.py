@@ -145,7 +145,9 @@ class MultiFidelitySampler(optuna.samplers.BaseSampler):
         self._seed = seed
         self._startup = startup
         self._curve_of = curve_of
-        self._read: dict[int, _Evidence | None] = {}
+        self._read: dict[int, _Evidence] = {}
+        self._open: set[int] = set()  # trials that had not ended when they were looked at
+        self._seen = 0
         self._model: _Model | None = None
         self._feasibility = _Feasibility()
         self._sobol = np.empty((0, len(space)))
@@ -178,20 +180,23 @@ class MultiFidelitySampler(optuna.samplers.BaseSampler):
     # What the trials tell.
 
     def _evidence(self, study: optuna.Study, asking: int) -> dict[int, _Evidence]:
-        """Of all trials but the one that is asked for, by number; one that has ended is read once."""
-        found = {}
-        for trial in study.get_trials(deepcopy=False):
-            number, state = trial.number, trial.state
-            if number == asking or state not in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING):
-                continue
-            known = self._read.get(number)
-            if number not in self._read or (known is not None and not known.ended):
-                known = self._understood(trial, known)
-                if known is not None or state != TrialState.RUNNING:
-                    self._read[number] = known
-            if known is not None:
-                found[number] = known
-        return found
+        """Of all trials but the one that is asked for, in their order; one that has ended is read once."""
+        trials = study.get_trials(deepcopy=False)
+        self._open.update(range(self._seen, len(trials)))
+        self._seen = len(trials)
+        for number in sorted(self._open - {asking}):
+            trial = trials[number]
+            state = trial.state
+            if state.is_finished():
+                self._open.remove(number)
+            if state not in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING):
+                self._read.pop(number, None)
+            elif (known := self._understood(trial, self._read.get(number))) is not None:
+                is_late = number not in self._read and number < next(reversed(self._read), 0)
+                self._read[number] = known
+                if is_late:
+                    self._read = dict(sorted(self._read.items()))
+        return self._read
 
     def _understood(self, trial: FrozenTrial, before: _Evidence | None) -> _Evidence | None:
         """What a trial tells now; None: its values do not lie in the space."""
