@@ -1,0 +1,126 @@
+"""Breaks sweeps on purpose, and says what became of them: docs/faults.md.
+
+    python -m benchmarks.faults [--only NAME ...] [--moment TEXT] [--json FILE] [--write] [--keep FOLDER]
+
+Each fault is struck at each of its moments, in a sweep of its own; the sweeps are run undisturbed, too, for the time
+that is lost. Prints a table; the exit status is 1 if a promise was broken, a sweep hung, or a strike missed. The
+processes that are started are ended, whatever happens, and no others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene, nothing_left
+from benchmarks.faults.table import put_into_page, table
+from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed
+
+
+def all_faults() -> list[Fault]:
+    """In the order of the table."""
+    from benchmarks.faults import machine
+
+    return [*machine.FAULTS]
+
+
+def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
+    """One case, from the start of its sweep to the verdict."""
+    verdict = Verdict(fault.name, fault.title, moment.name)
+    with nothing_left():
+        scene = Scene(home, fault.seconds)
+        try:
+            fault.act(scene, moment.name)
+        except MissedError as error:
+            verdict.status, verdict.reason = Status.MISSED, str(error)
+        except HungError:
+            verdict.status = Status.HUNG if scene.strikes else Status.MISSED
+            verdict.reason = "" if scene.strikes else "its moment did not come"
+        verdict.seconds = time.monotonic() - scene.began_at
+        if not scene.strikes and verdict.status == Status.HELD:
+            verdict.status, verdict.reason = Status.MISSED, "nothing was struck"
+        if verdict.status != Status.MISSED:
+            judge(verdict, moment, scene, undisturbed)
+    return verdict
+
+
+def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
+    """The sweep that a fault strikes, without it.
+
+    Raises:
+        RuntimeError: It did not complete.
+    """
+    with nothing_left():
+        scene = Scene(home, fault.seconds)
+        try:
+            fault.act(scene, None)
+        except (MissedError, HungError) as error:
+            raise RuntimeError(f"the undisturbed sweep: {error}") from None
+        return judge_undisturbed(scene, time.monotonic() - scene.began_at)
+
+
+def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
+    """All cases whose moment has a text in its name, with a line each."""
+    cases = [(fault, moment) for fault in faults for moment in fault.moments if only in moment.name]
+    undisturbed: dict[str, Undisturbed] = {}
+    found: list[Verdict] = []
+    began = time.monotonic()
+    for index, (fault, moment) in enumerate(cases):
+        lacks = fault.needs()
+        folder = home / f"{index:02d}-{fault.name}"
+        if lacks:
+            verdict = Verdict(fault.name, fault.title, moment.name, Status.SKIPPED, reason=lacks)
+        else:
+            if fault.sweep not in undisturbed:
+                undisturbed[fault.sweep] = play_undisturbed(fault, home / f"undisturbed-{fault.sweep}")
+            verdict = play(fault, moment, folder, undisturbed[fault.sweep])
+        found.append(verdict)
+        spent = time.monotonic() - began
+        left = spent / (index + 1) * (len(cases) - index - 1)
+        print(
+            f"{index + 1}/{len(cases)} {fault.name}, {moment.name}: {verdict.status} in {verdict.seconds:.0f} s"
+            f"{''.join(f'; {text}' for text in [verdict.reason, *verdict.problems] if text)}"
+            f" (about {left / 60:.0f} min left)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return found
+
+
+def main() -> int:
+    """Plays what was asked for; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    faults = all_faults()
+    parser.add_argument("--only", nargs="+", choices=[fault.name for fault in faults], help="these faults")
+    parser.add_argument("--moment", default="", metavar="TEXT", help="only moments with this text in their names")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sweeps there")
+    options = parser.parse_args()
+    chosen = [fault for fault in faults if not options.only or fault.name in options.only]
+    home = options.keep or Path(tempfile.mkdtemp(prefix="pharos-faults-"))
+    began = time.monotonic()
+    try:
+        found = play_all(chosen, options.moment, home.resolve())
+    finally:
+        if not options.keep:
+            shutil.rmtree(home, ignore_errors=True)
+    seconds = time.monotonic() - began
+    print(table(found))
+    if options.json:
+        options.json.write_text(json.dumps([dataclasses.asdict(each) for each in found], indent=2) + "\n")
+    if options.write:
+        put_into_page(found, seconds)
+    return 0 if {each.status for each in found} <= {Status.HELD, Status.SKIPPED} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

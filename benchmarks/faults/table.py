@@ -1,0 +1,61 @@
+"""The fault suite's table, for the terminal and for docs/faults.md."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from benchmarks.faults.fault import ROOT
+from benchmarks.faults.verdict import Status, Verdict
+
+PAGE = ROOT / "docs/faults.md"
+_BEGIN, _END = "<!-- the table: make faults ARGS=--write -->", "<!-- the table ends -->"
+_HEADER = (
+    "struck",
+    "moment",
+    "the promise",
+    "finished lost",
+    "run twice",
+    "epochs again",
+    "numbers changed",
+    "sweep completed",
+    "time lost, s",
+)
+
+
+def table(found: Sequence[Verdict]) -> str:
+    """In Markdown, a row for each case."""
+    rows = [_HEADER, ("---", "---", "---", "--:", "--:", "--:", "--:", "---", "--:"), *map(_row, found)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def put_into_page(found: Sequence[Verdict], seconds: float) -> None:
+    """Replaces the table in docs/faults.md, and says on what it was measured."""
+    before, rest = PAGE.read_text().split(_BEGIN)
+    _, after = rest.split(_END)
+    count = sum(each.status == Status.HELD for each in found)
+    measured = (
+        f"{len(found)} cases in {seconds / 60:.0f} minutes on {machine_in_words()}; the promise was held in {count}."
+    )
+    PAGE.write_text(f"{before}{_BEGIN}\n\n{measured}\n\n{table(found)}\n\n{_END}{after}")
+
+
+def machine_in_words() -> str:
+    """What this was measured on."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} core{'s' if cores > 1 else ''} with {pages:.0f} GiB of memory"
+
+
+def _row(each: Verdict) -> tuple[str, ...]:
+    head = (each.title, each.moment)
+    if each.status in (Status.MISSED, Status.SKIPPED):
+        return (*head, f"{each.status}: {_cell(each.reason)}", *[""] * (len(_HEADER) - 3))
+    status = f"**{each.status}**: {_cell('; '.join(each.problems))}" if each.problems else str(each.status)
+    completed = "yes" if each.completed else f"no: {_cell(each.reason)}"
+    counts = (str(number) for number in (each.lost, each.twice, each.again, each.changed))
+    return (*head, status, *counts, completed, f"{each.lost_seconds:+.0f}")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
