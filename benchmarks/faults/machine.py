@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.faults.fault import SWEEP, Fault, Moment, Scene
+from typing import Any
 
-ON_RAY = (*SWEEP, "backend=tune", "resources.concurrency=2", "resources.cluster_cpus=2")
+from benchmarks.faults.fault import ON_RAY, Fault, Moment, Scene
 
 # Where a trial is caught, by moment: what the witness's line says.
-_IN_A_TRIAL = {
+_IN_A_TRIAL: dict[str, dict[str, Any]] = {
     "as it starts": {"point": "begins", "trial": 1},
     "in mid-epoch": {"point": "step", "trial": 1, "epoch": 6, "step": 2},
     "as it saves a checkpoint": {"point": "saves", "trial": 1, "epoch": 7},
