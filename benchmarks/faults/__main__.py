@@ -26,9 +26,9 @@ from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge
 
 def all_faults() -> list[Fault]:
     """In the order of the table."""
-    from benchmarks.faults import machine, stores
+    from benchmarks.faults import clock, machine, poison, stores
 
-    return [*machine.FAULTS, *stores.FAULTS]
+    return [*machine.FAULTS, *stores.FAULTS, *poison.FAULTS, *clock.FAULTS]
 
 
 def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
