@@ -212,7 +212,7 @@ _DIVERGED = {"complete": 2, "diverged": 1}
 def diverge(scene: Scene, moment: str | None) -> None:
     """A trial's numbers stop being numbers."""
     if moment == "by its value: a learning rate of 1e30":
-        scene.start(*LOCAL, "recipe.optim.lr=choice(1e-4, 1e30, 4e-4)")
+        scene.start(*LOCAL, "recipe.optim.lr=choice(1e-4, 2e-4, 1e30)")
     else:
         trap = scene.witness.set_trap("poison", **_MID_EPOCH) if moment else ""
         scene.start(*LOCAL)
