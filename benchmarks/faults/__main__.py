@@ -23,6 +23,8 @@ from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene
 from benchmarks.faults.table import put_into_page, table
 from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed
 
+_LONGEST = 300.0  # an undisturbed sweep may take, seconds
+
 
 def all_faults() -> list[Fault]:
     """In the order of the table."""
@@ -34,7 +36,8 @@ def all_faults() -> list[Fault]:
 def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
     """One case, from the start of its sweep to the verdict."""
     verdict = Verdict(fault.name, fault.title, moment.name)
-    with contextlib.closing(Scene(home, fault.seconds)) as scene, nothing_left():
+    limit = fault.seconds + 4 * undisturbed.seconds
+    with contextlib.closing(Scene(home, limit)) as scene, nothing_left():
         try:
             fault.act(scene, moment.name)
         except MissedError as error:
@@ -56,7 +59,7 @@ def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
     Raises:
         RuntimeError: It did not complete.
     """
-    with contextlib.closing(Scene(home, fault.seconds)) as scene, nothing_left():
+    with contextlib.closing(Scene(home, _LONGEST)) as scene, nothing_left():
         try:
             fault.act(scene, None)
         except (MissedError, HungError) as error:
@@ -67,18 +70,23 @@ def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
 def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
     """All cases whose moment has a text in its name, with a line each."""
     cases = [(fault, moment) for fault in faults for moment in fault.moments if only in moment.name]
-    undisturbed: dict[str, Undisturbed] = {}
+    undisturbed: dict[str, Undisturbed | str] = {}  # by sweep; or why there is none
     found: list[Verdict] = []
     began = time.monotonic()
     for index, (fault, moment) in enumerate(cases):
         lacks = fault.needs()
-        folder = home / f"{index:02d}-{fault.name}"
+        if not lacks and fault.sweep not in undisturbed:
+            try:
+                undisturbed[fault.sweep] = play_undisturbed(fault, home / f"undisturbed-{fault.sweep}")
+            except RuntimeError as error:
+                undisturbed[fault.sweep] = str(error)
+        base = undisturbed.get(fault.sweep, "")
         if lacks:
             verdict = Verdict(fault.name, fault.title, moment.name, Status.SKIPPED, reason=lacks)
+        elif isinstance(base, str):
+            verdict = Verdict(fault.name, fault.title, moment.name, Status.MISSED, reason=base)
         else:
-            if fault.sweep not in undisturbed:
-                undisturbed[fault.sweep] = play_undisturbed(fault, home / f"undisturbed-{fault.sweep}")
-            verdict = play(fault, moment, folder, undisturbed[fault.sweep])
+            verdict = play(fault, moment, home / f"{index:02d}-{fault.name}", base)
         found.append(verdict)
         spent = time.monotonic() - began
         left = spent / (index + 1) * (len(cases) - index - 1)
