@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from pharos.backends import actor
+from pharos.backends import actor, losses
 
 _START = "import ctypes, time; from pharos.backends import watchdog; watchdog.watch(lambda: 1.0); print(1, flush=True);"
 
@@ -50,3 +51,9 @@ def test_a_process_whose_trial_hangs_ends_at_once_so_that_the_next_finds_the_tri
     alone.stop()
     assert ended == [1]
     assert time.monotonic() - began < 10
+
+
+def test_the_user_reads_why_it_hangs_and_not_where_ray_ran_it():
+    text = "ray::TrialActor.train() (pid=1, ip=127.0.0.1)\n  File ...\nTimeoutError: it did not get on for 10 s"
+    error = RayTaskError("train", text, TimeoutError("it did not get on for 10 s"))
+    assert losses.why(error.as_instanceof_cause()) == "TimeoutError: it did not get on for 10 s"
