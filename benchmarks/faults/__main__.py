@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene, nothing_left
 from benchmarks.faults.table import put_into_page, table
-from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed
+from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed, last_words
 
 _LONGEST = 300.0  # an undisturbed sweep may take, seconds
 
@@ -41,7 +41,7 @@ def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> 
         try:
             fault.act(scene, moment.name)
         except MissedError as error:
-            verdict.status, verdict.reason = Status.MISSED, str(error)
+            verdict.status, verdict.reason = Status.MISSED, f"{error}; the last that was said: {last_words(scene)}"
         except HungError:
             verdict.status = Status.HUNG if scene.strikes else Status.MISSED
             verdict.reason = "" if scene.strikes else "its moment did not come"
