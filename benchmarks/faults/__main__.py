@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene, nothing_left
@@ -67,11 +68,9 @@ def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
         return judge_undisturbed(scene, time.monotonic() - scene.began_at)
 
 
-def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
-    """All cases whose moment has a text in its name, with a line each."""
-    cases = [(fault, moment) for fault in faults for moment in fault.moments if only in moment.name]
+def play_all(cases: list[tuple[Fault, Moment]], home: Path) -> Iterator[Verdict]:
+    """One case after the other, with a line each."""
     undisturbed: dict[str, Undisturbed | str] = {}  # by sweep; or why there is none
-    found: list[Verdict] = []
     began = time.monotonic()
     for index, (fault, moment) in enumerate(cases):
         lacks = fault.needs()
@@ -87,7 +86,7 @@ def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
             verdict = Verdict(fault.name, fault.title, moment.name, Status.MISSED, reason=base)
         else:
             verdict = play(fault, moment, home / f"{index:02d}-{fault.name}", base)
-        found.append(verdict)
+        yield verdict
         spent = time.monotonic() - began
         left = spent / (index + 1) * (len(cases) - index - 1)
         print(
@@ -97,7 +96,6 @@ def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
             file=sys.stderr,
             flush=True,
         )
-    return found
 
 
 def main() -> int:
@@ -112,20 +110,30 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sweeps there")
     options = parser.parse_args()
-    chosen = [fault for fault in faults if not options.only or fault.name in options.only]
+    cases = [
+        (fault, moment)
+        for fault in faults
+        for moment in fault.moments
+        if (not options.only or fault.name in options.only) and options.moment in moment.name
+    ]
     home = options.keep or Path(tempfile.mkdtemp(prefix="pharos-faults-"))
     began = time.monotonic()
+    found: list[Verdict] = []
     try:
-        found = play_all(chosen, options.moment, home.resolve())
+        for verdict in play_all(cases, home.resolve()):
+            found.append(verdict)
+            if options.json:
+                options.json.write_text(json.dumps([dataclasses.asdict(each) for each in found], indent=2) + "\n")
+    except KeyboardInterrupt:
+        print(f"stopped after {len(found)} of {len(cases)} cases", file=sys.stderr)
     finally:
         if not options.keep:
             shutil.rmtree(home, ignore_errors=True)
-    seconds = time.monotonic() - began
     print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(each) for each in found], indent=2) + "\n")
     if options.write:
-        put_into_page(found, seconds)
+        put_into_page(found, len(cases), time.monotonic() - began)
+    if len(found) < len(cases):
+        return 130
     return 0 if {each.status for each in found} <= {Status.HELD, Status.SKIPPED} else 1
 
 
