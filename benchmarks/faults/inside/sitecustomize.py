@@ -89,7 +89,7 @@ def _stand_still_with_the_lock(trap: str, optimizer: Any) -> None:
 
 
 def _allocate(trap: str, optimizer: Any) -> None:
-    """Once it is let go: memory that is really used, until something ends it; at most 8 GiB, or half of what is free."""
+    """Once let go: memory that is really used, until something ends it; at most 8 GiB, or half of what is free."""
     _hold(trap, optimizer)
     kept: list[bytearray] = []
     free = _available()
