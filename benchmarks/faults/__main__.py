@@ -98,6 +98,14 @@ def play_all(cases: list[tuple[Fault, Moment]], home: Path) -> Iterator[Verdict]
         )
 
 
+def _read(path: Path | None) -> dict[tuple[str, str], Verdict]:
+    """What an earlier run has found, by fault and moment."""
+    if path is None or not path.exists():
+        return {}
+    each = [Verdict(**{**entry, "status": Status(entry["status"])}) for entry in json.loads(path.read_text())]
+    return {(verdict.fault, verdict.moment): verdict for verdict in each}
+
+
 def main() -> int:
     """Plays what was asked for; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -106,7 +114,12 @@ def main() -> int:
     faults = all_faults()
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in faults], help="these faults")
     parser.add_argument("--moment", default="", metavar="TEXT", help="only moments with this text in their names")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all that was found there; cases that it has from before and that are not played now stay",
+    )
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sweeps there")
     options = parser.parse_args()
@@ -117,24 +130,29 @@ def main() -> int:
         if (not options.only or fault.name in options.only) and options.moment in moment.name
     ]
     home = options.keep or Path(tempfile.mkdtemp(prefix="pharos-faults-"))
-    began = time.monotonic()
-    found: list[Verdict] = []
+    found = _read(options.json)
+    played = 0
     try:
         for verdict in play_all(cases, home.resolve()):
-            found.append(verdict)
+            found[verdict.fault, verdict.moment] = verdict
+            played += 1
             if options.json:
-                options.json.write_text(json.dumps([dataclasses.asdict(each) for each in found], indent=2) + "\n")
+                options.json.write_text(
+                    json.dumps([dataclasses.asdict(each) for each in found.values()], indent=2) + "\n"
+                )
     except KeyboardInterrupt:
-        print(f"stopped after {len(found)} of {len(cases)} cases", file=sys.stderr)
+        print(f"stopped after {played} of {len(cases)} cases", file=sys.stderr)
     finally:
         if not options.keep:
             shutil.rmtree(home, ignore_errors=True)
-    print(table(found))
+    order = [(fault.name, moment.name) for fault in faults for moment in fault.moments]
+    shown = [found[case] for case in order if case in found]
+    print(table(shown))
     if options.write:
-        put_into_page(found, len(cases), time.monotonic() - began)
-    if len(found) < len(cases):
+        put_into_page(shown, len(order))
+    if played < len(cases):
         return 130
-    return 0 if {each.status for each in found} <= {Status.HELD, Status.SKIPPED} else 1
+    return 0 if {each.status for each in shown} <= {Status.HELD, Status.SKIPPED} else 1
 
 
 if __name__ == "__main__":

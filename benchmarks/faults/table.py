@@ -31,22 +31,22 @@ def table(found: Sequence[Verdict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def put_into_page(found: Sequence[Verdict], asked: int, seconds: float) -> None:
+def put_into_page(found: Sequence[Verdict], there_are: int) -> None:
     """Replaces the table in docs/faults.md, and says how it came about.
 
     Args:
         found: The cases that were played.
-        asked: How many were to be.
-        seconds: How long it took.
+        there_are: How many cases the suite has.
     """
     before, rest = PAGE.read_text().split(_BEGIN)
     _, after = rest.split(_END)
     counts = Counter(each.status for each in found)
     others = "".join(f", {count} {status}" for status, count in counts.items() if status != Status.HELD)
-    stopped = f" (of {asked}: it was stopped)" if len(found) < asked else ""
+    some = f" of {there_are}" if len(found) < there_are else ""
     measured = (
-        f"Measured on {machine_in_words()}, on {datetime.date.today().isoformat()}: {len(found)} cases{stopped} in "
-        f"{seconds / 60:.0f} minutes, {counts[Status.HELD]} held{others}."
+        f"Measured on {machine_in_words()}, {datetime.date.today().isoformat()}: {len(found)}{some} cases, "
+        f"{counts[Status.HELD]} held{others}; {sum(each.seconds for each in found) / 60:.0f} minutes of sweeps, those "
+        "that were left undisturbed apart."
     )
     PAGE.write_text(f"{before}{_BEGIN}\n\n{measured}\n\n{table(found)}\n\n{_END}{after}")
 

@@ -46,28 +46,22 @@ def say(point: str, **more: Any) -> None:
 def check(line: dict[str, Any], optimizer: Any = None) -> None:
     """Springs the trap, if there is one for this line."""
     trap = _HOME / "trap.json"
-    if not trap.exists():
-        return
-    wanted = json.loads(trap.read_text())
-    if any(line.get(key) != value for key, value in wanted["where"].items()):
-        return
     try:
+        wanted = json.loads(trap.read_text())
+        if any(line.get(key) != value for key, value in wanted["where"].items()):
+            return
         trap.rename(_HOME / f"sprung-{wanted['id']}.json")
     except FileNotFoundError:
-        return  # another process was first
+        return  # there is none, or another process was first
     _write({**line, "point": "trapped", "where": line["point"], "trap": wanted["id"]})
     _ACTS[wanted["act"]](wanted["id"], optimizer)
 
 
 def _write(line: dict[str, Any]) -> None:
+    text = json.dumps({"at": time.monotonic(), "wall": time.time(), "pid": os.getpid(), **line})
     file = os.open(_HOME / "witness.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(
-            file,
-            (json.dumps({"at": time.monotonic(), "wall": time.time(), "pid": os.getpid(), **line}) + "\n").encode(),
-        )
-    finally:
-        os.close(file)
+    os.write(file, f"{text}\n".encode())
+    os.close(file)
 
 
 def _hold(trap: str, optimizer: Any) -> None:
