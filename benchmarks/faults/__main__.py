@@ -23,6 +23,7 @@ from pathlib import Path
 from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene, nothing_left
 from benchmarks.faults.table import put_into_page, table
 from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed, last_words
+from pharos.errors import PharosError
 
 _LONGEST = 300.0  # an undisturbed sweep may take, seconds
 
@@ -50,7 +51,11 @@ def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> 
         if not scene.strikes and verdict.status == Status.HELD:
             verdict.status, verdict.reason = Status.MISSED, "nothing was struck"
         if verdict.status != Status.MISSED:
-            judge(verdict, moment, scene, undisturbed)
+            try:
+                judge(verdict, moment, scene, undisturbed)
+            except (MissedError, PharosError) as error:
+                verdict.status = Status.BROKEN
+                verdict.problems.append(f"the sweep cannot be read any more: {error}")
     return verdict
 
 
