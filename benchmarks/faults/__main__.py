@@ -38,7 +38,7 @@ def all_faults() -> list[Fault]:
 def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
     """One case, from the start of its sweep to the verdict."""
     verdict = Verdict(fault.name, fault.title, moment.name)
-    limit = fault.seconds + 4 * undisturbed.seconds
+    limit = fault.seconds + 8 * undisturbed.seconds
     with contextlib.closing(Scene(home, limit)) as scene, nothing_left():
         try:
             fault.act(scene, moment.name)

@@ -97,7 +97,7 @@ class Fault:
         act: What is done; see above.
         moments: When.
         needs: Says why it cannot be done here; "" if it can.
-        seconds: The time limit of a case, beside four times what the undisturbed sweep takes on this machine.
+        seconds: The time limit of a case, beside eight times what the undisturbed sweep takes here: some resume it.
     """
 
     name: str

@@ -195,7 +195,7 @@ def test_a_traceback_and_other_endings_than_are_due_are_seen(scene):
 
 
 def played(scene, act, seconds=30.0):
-    fault = Fault("name", "title", "local", act, (MOMENT,), seconds=seconds - 4 * scene.undisturbed.seconds)
+    fault = Fault("name", "title", "local", act, (MOMENT,), seconds=seconds - 8 * scene.undisturbed.seconds)
     return play(fault, MOMENT, scene.home / "case", scene.undisturbed)
 
 
