@@ -6,7 +6,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep dashboard test lint format table cluster cluster-check slurm clean
+.PHONY: help install sweep dashboard test lint format table faults cluster cluster-check slurm clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(INSTALLED) ## put the code into its usual form
 
 table: $(INSTALLED) ## train what trainables/$(FAMILY)/README.md shows as a table, and print it
 	$(VENV)/bin/python benchmarks/$(FAMILY)_claims.py $(ARGS)
+
+faults: $(INSTALLED) ## break sweeps on purpose and say what became of them; some: make faults ARGS='--only trial-killed'
+	PYTHONPATH=platform:. $(VENV)/bin/python -m benchmarks.faults $(ARGS)
 
 NODES ?= 3
 cluster: $(INSTALLED) ## a Ray cluster of NODES (3) nodes on this machine, to try things on; Ctrl-C ends it
