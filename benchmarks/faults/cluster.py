@@ -8,8 +8,8 @@ A node has a network namespace (its own address, and a link that can be cut), a 
 folder of its own; processes have the numbers that this machine gives them. The head holds no trial. The S3 server is a
 machine of its own, too, and tells of each request and whose it was.
 
-That takes Linux, root and iproute2. Elsewhere the nodes share this machine's network, each with an address of its own on
-loopback; `Cluster.why_no_links` says why then, and what needs a link is not to be had.
+That takes Linux, root and iproute2. Elsewhere the nodes share this machine's network, each with an address of its own
+on loopback; `Cluster.why_no_links` says why then, and what needs a link is not to be had.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from typing import Any, Self
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "lab"
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-"""A node that does not answer for two seconds is dead; with Ray's own figures that takes about a quarter of a minute."""
+"""A node that does not answer for two seconds is dead; with Ray's own figures that takes a quarter of a minute."""
 
 _PORT, _DASHBOARD, _S3 = 6379, 8265, 9000
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
 _MARK = "PHAROS_NODE"
+_NOT_HANDED_ON = ("AWS_", "RAY_", "PYTHONPATH")
 
 
 class ClusterError(Exception):
@@ -121,9 +122,7 @@ class Machine:
     def run(self, command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[str]:
         """Starts what it runs; its other processes end with that one."""
         environment = {
-            **{
-                name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_", "PYTHONPATH"))
-            },
+            **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_HANDED_ON)},
             "HOME": str(self.folder),
             "TMPDIR": str(self.folder),
             _MARK: self._mark,
@@ -358,7 +357,8 @@ class Cluster:
     """A head, workers and a store; see the module.
 
     Args:
-        number: Of the cluster; see `Plan`. What a killed run of the same number has left is taken away first.
+        number: Of the cluster; see `Plan`. None: the first that nobody has. What a killed run of the same number has
+            left is taken away first.
         workers: How many there are at first.
         cpus: Cores that each of them says it has.
         system: Ray's system configuration; `{}` leaves Ray's own figures.
@@ -367,23 +367,21 @@ class Cluster:
 
     def __init__(
         self,
-        number: int = 1,
+        number: int | None = None,
         workers: int = 2,
         cpus: int = 2,
         system: Mapping[str, Any] = FAST,
         say: Callable[[str], None] = lambda text: None,
     ):
         self.why_no_links = why_no_links()
-        self.plan = Plan(number, not self.why_no_links)
-        self.home = self.plan.home
+        self._number = number
         self.workers: list[Node] = []
         self.cpus = cpus
         self._count = workers
         self._system = dict(system)
         self._say = say
-        self._heads = 0
-        self._names = 0
         self._machines: list[Machine] = []
+        self._heads = self._nodes = self._jobs = 0  # how many there were
         # A process that is to end with its parent ends with the thread that started it: one for all, till the end.
         self._spawner = ThreadPoolExecutor(1)
         self._lock = -1
@@ -441,7 +439,7 @@ class Cluster:
             self._machines.remove(self.head)
             self.head.end()
         self._heads += 1
-        self.head = Node(self, "head" if self._heads == 1 else f"head{self._heads}", self._heads)
+        self.head: Node = Node(self, "head" if self._heads == 1 else f"head{self._heads}", self._heads)
         self._machines.append(self.head)
         options = [f"--port={_PORT}", f"--dashboard-port={_DASHBOARD}", f"--dashboard-host={self.head.address}"]
         options += ["--num-cpus=0", f"--system-config={json.dumps(self._system)}"]
@@ -450,11 +448,18 @@ class Cluster:
         self.head.start(["--head", *options], variables)
         self._say(f"the head has started, {self.head.address}")
 
-    def submit(self, *arguments: str, folder: Path = ROOT) -> Job:
-        """`ray job submit` of a sweep, in the checkout; see `Job`."""
-        self._names += 1
-        name = f"sweep-{os.getpid()}-{self._names}"
-        line = ["--no-wait", "--submission-id", name, "--working-dir", str(folder)]
+    def submit(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Job:
+        """`ray job submit` of a sweep, in the checkout.
+
+        Args:
+            arguments: Of platform/sweep.py.
+            variables: For the environment of its driver and of its trials.
+        """
+        self._jobs += 1
+        name = f"sweep-{self._jobs}"
+        line = ["--no-wait", "--submission-id", name, "--working-dir", str(ROOT)]
+        if variables:
+            line += ["--runtime-env-json", json.dumps({"env_vars": dict(variables)})]
         self.ray("job", "submit", *line, "--", "python", "platform/sweep.py", *arguments)
         return Job(self, name, self.head)
 
@@ -464,15 +469,10 @@ class Cluster:
         Raises:
             ClusterError: It fails.
         """
-        variables = {**self.ray_variables, "RAY_API_SERVER_ADDRESS": self._dashboard}
-        environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_HANDED_ON)}
+        environment |= {**self.ray_variables, "RAY_API_SERVER_ADDRESS": self._dashboard}
         done = subprocess.run(
-            ["ray", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            env={**environment, **variables},
+            ["ray", *arguments], capture_output=True, text=True, check=False, timeout=120, env=environment
         )
         if done.returncode:
             raise ClusterError(f"ray {' '.join(arguments[:2])}: {(done.stderr or done.stdout).strip()[-600:]}")
@@ -493,29 +493,48 @@ class Cluster:
         """The machine of an address; those that are gone are known by their address alone."""
         return next((each.name for each in self._machines if each.address == address), address)
 
+    def node_of(self, process: int) -> Node:
+        """The worker that a process runs on.
+
+        Raises:
+            ClusterError: There is none.
+        """
+        for node in self.workers:
+            if process in node.processes():
+                return node
+        raise ClusterError(f"process {process} runs on no worker")
+
     def spawn(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Starts a process that ends with this one."""
-        return self._spawner.submit(
-            subprocess.Popen, command, text=True, start_new_session=True, cwd=self.home, **options
-        ).result()
+
+        def start() -> subprocess.Popen[str]:
+            return subprocess.Popen(command, text=True, start_new_session=True, cwd=self.home, **options)
+
+        return self._spawner.submit(start).result()
 
     @property
     def _dashboard(self) -> str:
         return f"http://{self.head.address}:{_DASHBOARD}"
 
     def _take(self) -> None:
-        """Makes this number ours.
+        """Makes a number ours.
 
         Raises:
             ClusterError: Another process has it.
         """
-        self._lock = os.open(self.home.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            self._lock = -1
-            raise ClusterError(f"cluster {self.plan.number} runs already; take another number") from None
+        for number in [self._number] if self._number else range(1, 251):
+            self.plan = Plan(number, not self.why_no_links)
+            self.home = self.plan.home
+            lock = os.open(self.home.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            self._lock = lock
+            break
+        else:
+            raise ClusterError(f"cluster {self.plan.number} runs already; take another number")
         self._sweep_up()
         self.home.mkdir(mode=0o700)
         if self.plan.has_links:
@@ -538,8 +557,8 @@ class Cluster:
         self._say(f"{', '.join(node.name for node in nodes)} have joined, {self.cpus} cores each")
 
     def _new_worker(self) -> Node:
-        self._index = getattr(self, "_index", 9) + 1
-        node = Node(self, f"worker{self._index - 9}", self._index)
+        self._nodes += 1
+        node = Node(self, f"worker{self._nodes}", 9 + self._nodes)
         self._machines.append(node)
         return node
 
@@ -565,9 +584,8 @@ def _ip(*arguments: str) -> None:
 
 
 def _namespaces() -> Iterator[str]:
-    for line in subprocess.run(
-        ["ip", "netns", "list"], capture_output=True, text=True, check=False
-    ).stdout.splitlines():
+    done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
         yield line.split()[0]
 
 
