@@ -11,7 +11,8 @@ from contextlib import closing
 
 import pytest
 import s3fs
-from bucket import Fault, FaultyProxy, Server, aws_environment
+
+from benchmarks.bucket import Fault, FaultyProxy, Server, aws_environment
 
 # The server looks at who asks, and not at the signature.
 SIGNED = {

@@ -10,6 +10,7 @@ processes that are started are ended, whatever happens, and no others.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -25,16 +26,15 @@ from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge
 
 def all_faults() -> list[Fault]:
     """In the order of the table."""
-    from benchmarks.faults import machine
+    from benchmarks.faults import clock, machine, poison, stores
 
-    return [*machine.FAULTS]
+    return [*machine.FAULTS, *stores.FAULTS, *poison.FAULTS, *clock.FAULTS]
 
 
 def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
     """One case, from the start of its sweep to the verdict."""
     verdict = Verdict(fault.name, fault.title, moment.name)
-    with nothing_left():
-        scene = Scene(home, fault.seconds)
+    with contextlib.closing(Scene(home, fault.seconds)) as scene, nothing_left():
         try:
             fault.act(scene, moment.name)
         except MissedError as error:
@@ -56,8 +56,7 @@ def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
     Raises:
         RuntimeError: It did not complete.
     """
-    with nothing_left():
-        scene = Scene(home, fault.seconds)
+    with contextlib.closing(Scene(home, fault.seconds)) as scene, nothing_left():
         try:
             fault.act(scene, None)
         except (MissedError, HungError) as error:

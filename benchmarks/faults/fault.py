@@ -47,6 +47,10 @@ SWEEP = (
     "checkpoint_seconds=0",
 )
 """Settings of a tiny sweep of tipsy: three trials of 14 epochs, a checkpoint after each if none is being written."""
+LOCAL = (*SWEEP, "backend=local")
+"""The same in the driver's own process, for faults in which Ray plays no role."""
+ON_RAY = (*SWEEP, "backend=tune", "resources.concurrency=2", "resources.cluster_cpus=2")
+"""The same on a Ray of its own, two trials at a time."""
 _PR_SET_CHILD_SUBREAPER = 36
 T = TypeVar("T")
 
@@ -145,6 +149,8 @@ class Scene:
         self.witness = Witness(self.home)
         self.drivers: list[Driver] = []
         self.strikes: list[tuple[float, str]] = []
+        self.objections: list[str] = []
+        self._at_the_end: list[Callable[[], object]] = []
         self.began_at = time.monotonic()
         self.deadline = self.began_at + self.seconds
 
@@ -229,6 +235,19 @@ class Scene:
     def struck(self, what: str) -> None:
         """Says that a strike hit, just now."""
         self.strikes.append((time.monotonic(), what))
+
+    def broke(self, what: str) -> None:
+        """Says what an act itself saw that breaks the promise."""
+        self.objections.append(what)
+
+    def on_end(self, act: Callable[[], object]) -> None:
+        """Does something when the case has been judged and its processes are gone."""
+        self._at_the_end.append(act)
+
+    def close(self) -> None:
+        """Undoes what the act did to the machine, the last first."""
+        while self._at_the_end:
+            self._at_the_end.pop()()
 
     def finish(self) -> int:
         """Waits for the last driver to end; its exit status.

@@ -127,6 +127,7 @@ def judge(verdict: Verdict, moment: Moment, scene: Scene, undisturbed: Undisturb
     verdict.strikes = [what for _, what in scene.strikes]
     verdict.lost_seconds = verdict.seconds - undisturbed.seconds
     problems = verdict.problems
+    problems += scene.objections
     lost = [*_lost(folder, lines)]
     verdict.lost = len(lost)
     problems += [f"lost: {each}" for each in lost]

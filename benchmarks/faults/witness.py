@@ -31,6 +31,8 @@ class Line:
     """Seconds of the machine's monotonic clock."""
     pid: int
     point: str
+    wall: float = 0.0
+    """Seconds of the clock as the process saw it."""
     trial: int = -1
     attempt: str = ""
     """One word for each time that a trial was started in a process."""
@@ -68,7 +70,8 @@ class Witness:
         """Lets the first process hold that comes to a point from now on; the word for the trap.
 
         Args:
-            act: hold; or, for good: stand still, stand still with the lock (of the interpreter), allocate.
+            act: hold; or, for good, stand still, stand still with the lock (of the interpreter); or allocate, once it
+                is released; or poison, which makes a weight NaN (at a `step` alone).
             where: What its line must say: `point`, which may also be `step` (with the number of the step in its epoch)
                 beside those of the account, `trial`, `epoch`, `rank`, `outcome`.
         """

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from bucket import aws_environment
 
+from benchmarks.bucket import aws_environment
 from pharos.sweep import Sweep
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bucket import FaultyProxy, Server, aws_environment
 from helpers import TINY, Listener, outcomes
 
+from benchmarks.bucket import FaultyProxy, Server, aws_environment
 from pharos.checkpoint import Checkpoints
 from pharos.errors import StorageError
 from pharos.records import TrialRecord

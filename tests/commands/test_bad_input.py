@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bucket import aws_environment
 from s3fs import S3FileSystem
 
+from benchmarks.bucket import aws_environment
 from pharos.command import run_command
 from pharos.families import ROOT
 

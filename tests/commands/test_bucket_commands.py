@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bucket import Fault, FaultyProxy, Server, aws_environment
 
+from benchmarks.bucket import Fault, FaultyProxy, Server, aws_environment
 from pharos.checkpoint import Checkpoints
 from pharos.console import Console
 from pharos.errors import InputError

@@ -9,8 +9,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from bucket import OPTIONS, Fault, FaultyProxy, Server, aws_environment
 
+from benchmarks.bucket import OPTIONS, Fault, FaultyProxy, Server, aws_environment
 from pharos.storage import Storage
 
 

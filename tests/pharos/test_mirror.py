@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
-from bucket import OPTIONS
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.bucket import OPTIONS
 from pharos import background, mirror
 from pharos.background import Outbox
 from pharos.errors import InputError, StorageError

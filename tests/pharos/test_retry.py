@@ -5,10 +5,10 @@ import itertools
 import socket
 
 import pytest
-from bucket import Fault
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from benchmarks.bucket import Fault
 from pharos import retry
 from pharos.errors import InputError, StorageError
 from pharos.retry import again, is_final, pauses, reason, redact

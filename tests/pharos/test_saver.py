@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bucket import Fault
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch._C._distributed_c10d import HashStore
 
+from benchmarks.bucket import Fault
 from pharos import checkpoint as checkpoint_module
 from pharos import saver as saver_module
 from pharos.background import Background

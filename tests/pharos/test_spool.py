@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from bucket import OPTIONS, FaultyProxy
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.bucket import OPTIONS, FaultyProxy
 from pharos import background
 from pharos.errors import StorageError
 from pharos.spool import Spool, node_folder

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from bucket import OPTIONS, Fault, FaultyProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.bucket import OPTIONS, Fault, FaultyProxy
 from pharos import retry
 from pharos.errors import InputError, StorageError
 from pharos.storage import Storage

@@ -3,8 +3,8 @@
 Python imports a module of this name by itself when it starts; only the fault suite puts this folder on PYTHONPATH, and
 $PHAROS_FAULTS names the folder that the suite looks into. The platform knows nothing of it. What a process comes past
 is appended to `witness.jsonl` there, one line in one write, which neither a kill of the process nor of any other takes
-back. `trap.json` names a point at which a process is to be held (until the suite lets it go or kills it), to hang, or
-to ask for memory: so a strike meets the moment that it is meant for.
+back. `trap.json` names a point at which a process is to be held (until the suite lets it go or kills it), to hang, to
+ask for memory or to spoil its weights: so a strike meets the moment that it is meant for.
 
 It wraps functions as their modules are imported. Nothing here reads what the platform records.
 """
@@ -42,7 +42,7 @@ def say(point: str, **more: Any) -> None:
     check(line)
 
 
-def check(line: dict[str, Any]) -> None:
+def check(line: dict[str, Any], optimizer: Any = None) -> None:
     """Springs the trap, if there is one for this line."""
     trap = _HOME / "trap.json"
     if not trap.exists():
@@ -55,47 +55,59 @@ def check(line: dict[str, Any]) -> None:
     except FileNotFoundError:
         return  # another process was first
     _write({**line, "point": "trapped", "where": line["point"], "trap": wanted["id"]})
-    _ACTS[wanted["act"]](wanted["id"])
+    _ACTS[wanted["act"]](wanted["id"], optimizer)
 
 
 def _write(line: dict[str, Any]) -> None:
     file = os.open(_HOME / "witness.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, (json.dumps({"at": time.monotonic(), "pid": os.getpid(), **line}) + "\n").encode())
+        os.write(
+            file,
+            (json.dumps({"at": time.monotonic(), "wall": time.time(), "pid": os.getpid(), **line}) + "\n").encode(),
+        )
     finally:
         os.close(file)
 
 
-def _hold(trap: str) -> None:
+def _hold(trap: str, optimizer: Any) -> None:
     deadline = time.monotonic() + _HELD_SECONDS
     while not (_HOME / f"released-{trap}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
-def _stand_still(trap: str) -> None:
+def _stand_still(trap: str, optimizer: Any) -> None:
     """As a thread does that waits for what never comes."""
     threading.Event().wait()
 
 
-def _stand_still_with_the_lock(trap: str) -> None:
+def _stand_still_with_the_lock(trap: str, optimizer: Any) -> None:
     """As native code does that never comes back and keeps the interpreter: no other thread of the process runs."""
     while True:
         ctypes.PyDLL(None).pause()  # a signal ends one
 
 
-def _allocate(trap: str) -> None:
-    """Memory that is really used, until something ends it; never more than 4 GiB."""
+def _allocate(trap: str, optimizer: Any) -> None:
+    """Once it is let go: memory that is really used, until something ends it; never more than 4 GiB."""
+    _hold(trap, optimizer)
     kept = []
     for _ in range(4096 // _MEGABYTES):
         kept.append(bytearray(os.urandom(4096) * (_MEGABYTES * 256)))
-        time.sleep(0.01)
+        time.sleep(0.02)
+    time.sleep(5)  # for a monitor to see it
+    say("got it all")
 
 
-_ACTS: dict[str, Callable[[str], None]] = {
+def _poison(trap: str, optimizer: Any) -> None:
+    """A weight of what is being trained is none any more."""
+    optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+
+_ACTS: dict[str, Callable[[str, Any], None]] = {
     "hold": _hold,
     "stand still": _stand_still,
     "stand still with the lock": _stand_still_with_the_lock,
     "allocate": _allocate,
+    "poison": _poison,
 }
 
 
@@ -116,9 +128,9 @@ def _watch_execute(module: Any) -> None:
 def _watch_run(module: Any) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    def step(*arguments: Any) -> None:
+    def step(optimizer: Any, *arguments: Any) -> None:
         _steps[0] += 1
-        check({"point": "step", **_now, "step": _steps[0]})
+        check({"point": "step", **_now, "step": _steps[0]}, optimizer)
 
     register_optimizer_step_post_hook(step)
     epochs = module.Run.epochs

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from bucket import Server, aws_environment
 from wandb_server import ENTITY, KEY, Recorded, WandbServer
 
+from benchmarks.bucket import Server, aws_environment
 from pharos import sweep as sweep_module
 from pharos.backends import finish_sweep
 from pharos.console import Console

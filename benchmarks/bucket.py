@@ -1,4 +1,4 @@
-"""A bucket as the tests need it: a server that speaks S3 on this machine, and a proxy that makes it unreliable."""
+"""A bucket for tests and for the fault suite: a server of S3 on this machine, and a proxy that makes it unreliable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 OPTIONS = {"config_kwargs": {"connect_timeout": 1, "read_timeout": 1}}
@@ -91,7 +91,8 @@ class Fault(StrEnum):
     SKEW = "skew"  # 403, as a store answers whose clock shows another time
 
 
-_REFUSALS = {
+_REFUSALS: dict[str, tuple[int, str, str]] = {
+    "denied": (403, "Forbidden", _ERROR.format("AccessDenied", "Access Denied")),
     Fault.SLOW_DOWN: (503, "Slow Down", _ERROR.format("SlowDown", "Please reduce your request rate.")),
     Fault.SKEW: (
         403,
@@ -115,7 +116,8 @@ class FaultyProxy:
             (its answer is lost then); None leaves it to chance.
         down: While true, new connections are reset at once and the others at their next request.
         before: Called first with each request's method and path (with its query); the fault that it returns happens,
-            "down" refuses this one request, and None leaves it to chance. It may also set `down` or `stalled`.
+            "down" refuses this one request, "denied" answers it with 403 AccessDenied, and None leaves it to chance.
+            It may also set `down` or `stalled`.
         requests: Method and path of all requests that came, those refused included.
         counts: How many faults of each kind happened.
     """
@@ -133,7 +135,7 @@ class FaultyProxy:
         self.stall_seconds = stall_seconds
         self.lands: bool | None = None
         self.down = False
-        self.before: Callable[[str, str], Fault | Literal["down"] | None] | None = None
+        self.before: Callable[[str, str], Fault | Literal["down", "denied"] | None] | None = None
         self.requests: list[tuple[str, str]] = []
         self.counts: Counter[Fault] = Counter()
         self.closed = threading.Event()
@@ -159,7 +161,7 @@ class FaultyProxy:
         else:
             self._flows.set()
 
-    def fate(self, method: str, path: str) -> tuple[Fault | Literal["down"] | None, bool]:
+    def fate(self, method: str, path: str) -> tuple[Fault | Literal["down", "denied"] | None, bool]:
         """What happens to a request that came, and whether the server sees it whole if that is left open."""
         with self._lock:
             self.requests.append((method, path))
@@ -170,7 +172,7 @@ class FaultyProxy:
             fault = "down"
         elif fault is None and chance < self.rate:
             fault = self.kinds[int(kind * len(self.kinds))]
-        if fault is not None and fault != "down":
+        if isinstance(fault, Fault):
             with self._lock:
                 self.counts[fault] += 1
         return fault, lands < 0.5 if self.lands is None else self.lands
@@ -208,20 +210,20 @@ class _Listener(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # the class between asks for this machine's name, which may take long
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def verify_request(self, request: socket.socket, client_address: object) -> bool:
+    def verify_request(self, request: Any, client_address: object) -> bool:
         if self.proxy.down:
             _reset_when_closed(request)
             return False
         self.connections.add(request)
         return True
 
-    def shutdown_request(self, request: socket.socket) -> None:
+    def shutdown_request(self, request: Any) -> None:
         self.connections.discard(request)
         self.close_request(request)  # without the orderly end that comes before it elsewhere
 
-    def handle_error(self, request: socket.socket, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: object) -> None:
         if not isinstance(sys.exception(), OSError | HTTPException):
             super().handle_error(request, client_address)
 
@@ -246,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815
 
-    def _meet(self, fault: Fault | Literal["down"] | None, lands: bool) -> None:
+    def _meet(self, fault: Fault | Literal["down", "denied"] | None, lands: bool) -> None:
         if fault is None:
             self._forward(self._send)
         elif fault in _REFUSALS:
