@@ -19,22 +19,40 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene, nothing_left
+from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Place, Scene, SceneMaker
 from benchmarks.faults.table import put_into_page, table
 from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed
 
 
 def all_faults() -> list[Fault]:
     """In the order of the table."""
-    from benchmarks.faults import clock, machine, poison, stores
+    from benchmarks.faults import clock, machine, nodes, poison, stores
 
-    return [*machine.FAULTS, *stores.FAULTS, *poison.FAULTS, *clock.FAULTS]
+    return [*machine.FAULTS, *stores.FAULTS, *poison.FAULTS, *clock.FAULTS, *nodes.FAULTS]
 
 
-def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
+class Places:
+    """Where cases are played: one place at a time."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self._stack = stack
+        self._place: Place | None = None
+        self._make: SceneMaker = Scene
+
+    def go(self, place: Place) -> SceneMaker:
+        """What makes a scene there; the place before is left."""
+        if place is not self._place:
+            self._stack.close()
+            self._place = None  # if it cannot be entered
+            self._make = self._stack.enter_context(place())
+            self._place = place
+        return self._make
+
+
+def play(fault: Fault, moment: Moment, scene: Scene, undisturbed: Undisturbed) -> Verdict:
     """One case, from the start of its sweep to the verdict."""
     verdict = Verdict(fault.name, fault.title, moment.name)
-    with contextlib.closing(Scene(home, fault.seconds)) as scene, nothing_left():
+    with contextlib.closing(scene), scene.alone():
         try:
             fault.act(scene, moment.name)
         except MissedError as error:
@@ -50,13 +68,13 @@ def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> 
     return verdict
 
 
-def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
+def play_undisturbed(fault: Fault, scene: Scene) -> Undisturbed:
     """The sweep that a fault strikes, without it.
 
     Raises:
         RuntimeError: It did not complete.
     """
-    with contextlib.closing(Scene(home, fault.seconds)) as scene, nothing_left():
+    with contextlib.closing(scene), scene.alone():
         try:
             fault.act(scene, None)
         except (MissedError, HungError) as error:
@@ -64,7 +82,7 @@ def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
         return judge_undisturbed(scene, time.monotonic() - scene.began_at)
 
 
-def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
+def play_all(faults: list[Fault], only: str, home: Path, places: Places) -> list[Verdict]:
     """All cases whose moment has a text in its name, with a line each."""
     cases = [(fault, moment) for fault in faults for moment in fault.moments if only in moment.name]
     undisturbed: dict[str, Undisturbed] = {}
@@ -76,9 +94,11 @@ def play_all(faults: list[Fault], only: str, home: Path) -> list[Verdict]:
         if lacks:
             verdict = Verdict(fault.name, fault.title, moment.name, Status.SKIPPED, reason=lacks)
         else:
+            make = places.go(fault.place)
             if fault.sweep not in undisturbed:
-                undisturbed[fault.sweep] = play_undisturbed(fault, home / f"undisturbed-{fault.sweep}")
-            verdict = play(fault, moment, folder, undisturbed[fault.sweep])
+                scene = make(home / f"undisturbed-{fault.sweep}", fault.seconds)
+                undisturbed[fault.sweep] = play_undisturbed(fault, scene)
+            verdict = play(fault, moment, make(folder, fault.seconds), undisturbed[fault.sweep])
         found.append(verdict)
         spent = time.monotonic() - began
         left = spent / (index + 1) * (len(cases) - index - 1)
@@ -108,7 +128,8 @@ def main() -> int:
     home = options.keep or Path(tempfile.mkdtemp(prefix="pharos-faults-"))
     began = time.monotonic()
     try:
-        found = play_all(chosen, options.moment, home.resolve())
+        with contextlib.ExitStack() as stack:
+            found = play_all(chosen, options.moment, home.resolve(), Places(stack))
     finally:
         if not options.keep:
             shutil.rmtree(home, ignore_errors=True)

@@ -43,6 +43,7 @@ _PORT, _DASHBOARD, _S3 = 6379, 8265, 9000
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
 _MARK = "PHAROS_NODE"
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _NOT_HANDED_ON = ("AWS_", "RAY_", "PYTHONPATH")
 
 
@@ -310,11 +311,31 @@ class Job:
         self.submitted_at = time.time()
 
     @property
+    def log_file(self) -> Path:
+        """Where Ray writes what the driver says."""
+        return self.head.folder / f"ray/session_latest/logs/job-driver-{self.name}.log"
+
+    @property
     def log(self) -> str:
         """What the driver has said up to now."""
         with contextlib.suppress(FileNotFoundError):
-            return (self.head.folder / f"ray/session_latest/logs/job-driver-{self.name}.log").read_text()
+            return self.log_file.read_text()
         return ""
+
+    @property
+    def exit_status(self) -> int | None:
+        """Of its driver; None while it runs, and 255 when its head is gone."""
+        if not self.head.find("gcs_server"):
+            return 255
+        with contextlib.suppress(OSError):
+            found = self._cluster.ask(f"api/jobs/{self.name}")
+            if found["status"] in _ENDED:
+                return (
+                    int(found["driver_exit_code"] or 0)
+                    if found["status"] != "FAILED"
+                    else found["driver_exit_code"] or 1
+                )
+        return None
 
     @property
     def status(self) -> str:
@@ -337,7 +358,7 @@ class Job:
     def wait(self, seconds: float) -> str:
         """Waits for its end; returns its status, whatever that is after so long."""
         deadline = time.monotonic() + seconds
-        while (status := self.status) not in ("SUCCEEDED", "FAILED", "STOPPED") and time.monotonic() < deadline:
+        while (status := self.status) not in _ENDED and time.monotonic() < deadline:
             time.sleep(0.5)
         return status
 
@@ -351,6 +372,13 @@ class Job:
     def stop(self) -> None:
         """`ray job stop`, which does not wait."""
         self._cluster.ray("job", "stop", "--no-wait", self.name)
+
+    def end(self) -> None:
+        """Kills its driver if it is still there, and waits until Ray knows."""
+        for process in self.driver if self.exit_status is None else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.wait(_END_SECONDS if self.exit_status is None else 0)
 
 
 class Cluster:
@@ -426,12 +454,20 @@ class Cluster:
         self._say(f"{node.name} has joined, {node.address}")
         return node
 
-    def remove(self, node: Node) -> None:
-        """Ends a node and forgets it."""
-        node.end()
-        self._machines.remove(node)
-        if node in self.workers:
-            self.workers.remove(node)
+    def put_in_order(self) -> None:
+        """All links up, workers that do not count any more ended, and as many as there were at first."""
+        for machine in [*self._machines]:
+            if machine not in (self.store, self.head, *self.workers):
+                self._machines.remove(machine)
+                machine.end()
+        if self.plan.has_links:
+            for machine in self._machines:
+                machine.mend()
+        if not self.head.find("gcs_server"):
+            self.workers = []
+            self.start_head()
+        while len(self.workers) < self._count:
+            self.add_worker()
 
     def start_head(self) -> None:
         """A new head, in the place of the one before, which is ended; its workers do not join it by themselves."""
