@@ -30,7 +30,7 @@ _RAYLET = r"/raylet\b"
 _LOOK_SECONDS = 0.5  # from one question to Ray's dashboard to the next
 
 # Where a trial is caught, by moment; `_ALONE` is a trial of one worker, `_GANG` the one of two.
-_ALONE, _GANG = 0, 2
+_ALONE, _GANG = 0, 1
 _MOMENTS: dict[str, dict[str, Any]] = {
     "as it starts": {"point": "begins"},
     "in mid-epoch": {"point": "step", "epoch": 6, "step": 2},
