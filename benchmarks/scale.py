@@ -30,7 +30,7 @@ from pharos.sweep import start
 class Idle(TrialActor):
     """A trial's process that trains nothing."""
 
-    def setup(self, config: dict[str, Any], credentials: dict[str, str]) -> None:
+    def setup(self, config: dict[str, Any], credentials: dict[str, str]) -> None:  # type: ignore[override]
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -74,7 +74,7 @@ class Single:
                 _say(f"goes on from epoch {first}")
 
         with on_stop_signal(interrupt):
-            if self.plan.settings.resources.workers > 1:
+            if self.plan.shape(spec.params).workers > 1:
                 check_ray("resources.workers above 1")
                 from pharos.backends.single import run_trial
 

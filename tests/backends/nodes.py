@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,12 @@ def main(folder: str, *settings: str) -> None:
     def lose_a_node(record: TrialRecord, report: Report) -> None:
         if report.fidelity != 4 or killed:
             return
-        raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+        raylets = {(process := node.all_processes["raylet"][0].process).pid: process for node in nodes}
         parent = int(Path(f"/proc/{report.process}/stat").read_text().rpartition(")")[2].split()[1])
         assert parent in raylets, "the trial's process is no child of a node's raylet"
         killed.append(record.number)
-        os.kill(parent, signal.SIGKILL)
+        raylets[parent].kill()
+        raylets[parent].wait()  # while a process is still listed, its children take it for alive
         cluster.add_node(**NODE)
 
     os.environ["RAY_ADDRESS"] = cluster.address

@@ -17,7 +17,7 @@ MODULES = sorted(
     ".".join(path.relative_to(PLATFORM).with_suffix("").parts).removesuffix(".__init__")
     for path in PHAROS.rglob("*.py")
 )
-ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "single", "tune")} | {
+ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "losses", "single", "tune")} | {
     "pharos.doctor.nodes"
 }
 

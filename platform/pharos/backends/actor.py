@@ -24,15 +24,21 @@ class TrialActor(tune.Trainable):
         logging.getLogger("ray").setLevel(logging.ERROR)
         take(credentials)
         self._crew: Gang | _Alone
+        self._waiting: TrialSpec | None
         if config["shape"]["workers"] > 1:
             group = ray.util.get_current_placement_group()
             assert group is not None  # Tune starts every trial in one
             self._crew = Gang(group, config["hang_seconds"], credentials)
         else:
             self._crew = _Alone(config["hang_seconds"])
-        self._crew.start(TrialSpec(**config["spec"]))
+        self._take(config)
 
     def step(self) -> dict[str, Any]:
+        if self._waiting is not None:
+            self._crew.start(self._waiting)
+            self._waiting = None
+            if self._is_interrupted:
+                self._crew.interrupt()
         message = self._crew.next()
         if isinstance(message, Report):
             return {"report": dataclasses.asdict(message)}
@@ -44,7 +50,7 @@ class TrialActor(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._crew.stop()
-        self._crew.start(TrialSpec(**new_config["spec"]))
+        self._take(new_config)
         return True
 
     def cleanup(self) -> None:
@@ -52,7 +58,14 @@ class TrialActor(tune.Trainable):
 
     def interrupt(self) -> None:
         """Lets the trial save at the end of its epoch and stop."""
+        self._is_interrupted = True
         self._crew.interrupt()
+
+    def _take(self, config: dict[str, Any]) -> None:
+        # Not started before the first step: if another process is free by then, Tune gives the trial to that one, and
+        # lets this one go.
+        self._waiting = TrialSpec(**config["spec"])
+        self._is_interrupted = False
 
 
 class _Alone(Worker):

@@ -11,6 +11,7 @@ from pharos.backends.cluster import Places, connect
 from pharos.backends.credentials import credentials
 from pharos.backends.gang import Gang, Lost
 from pharos.errors import InputError
+from pharos.plan import SEED, flatten
 from pharos.settings import Settings
 from pharos.trial import Ending, Report, TrialSpec
 
@@ -40,7 +41,7 @@ def run_trial(
     is_ours = connect(resources.cluster_cpus)
     try:
         Places(resources)
-        shape = resources.shape
+        shape = resources.shape_of({**flatten(spec.config, "recipe."), SEED: spec.seed})
         group = placement_group([shape.bundle] * shape.workers, strategy=shape.placement.upper())
         if not group.wait(_PLACE_SECONDS):
             remove_placement_group(group)

@@ -12,11 +12,12 @@ import os
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -161,7 +162,7 @@ class _Events(Callback):
                 self._sweep.on_lost(_number(trial), result["lost"]["reason"], Outcome(result["lost"]["outcome"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or RuntimeError("no reason given")
+        error = _error(trial)
         with self._guard:
             self._sweep.on_lost(
                 _number(trial), losses.why(error), losses.outcome_of(error), by_node=losses.is_node_lost(error)
@@ -225,6 +226,19 @@ def _group(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     shape = Shape(**config["shape"])
     bundles = [shape.bundle] if shape.workers == 1 else [{}, *[shape.bundle] * shape.workers]
     return tune.PlacementGroupFactory(bundles, strategy=shape.placement.upper())
+
+
+def _error(trial: Any) -> BaseException:
+    """What a trial's process was lost with.
+
+    Tune's `get_pickled_error` looks for it where Tune copies its files to, which it does now and then; this is the file
+    that this process has written just now.
+    """
+    file = trial.pickled_error_file
+    if file is None:
+        return RuntimeError("no reason given")
+    error: BaseException = cloudpickle.loads(Path(file).read_bytes())
+    return error
 
 
 def _number(trial: Any) -> int:

@@ -36,7 +36,7 @@ def look(settings: Settings) -> Finding:
         doubts.append("bf16.enabled makes the weights bf16; engine.precision=bf16 keeps fp32 weights")
     if content.get("fp16", {}).get("enabled") and engine.precision != "fp16":
         doubts.append(f"fp16.enabled counts for nothing: engine.precision={engine.precision}")
-    if engine.zero and settings.resources.workers == 1 and not engine.offload:
+    if engine.zero and not engine.offload and all(shape.workers == 1 for shape in settings.resources.all_shapes):
         doubts.append(f"engine.zero={engine.zero} shares nothing out with resources.workers=1: engine=torch is faster")
     if doubts:
         return warn(f"{name}: " + "; ".join(doubts))

@@ -103,15 +103,14 @@ class Examination:
                 stored = self._sheet.check("storage", lambda: self._storage(plan, url))
             if settings.study.storage:
                 self._sheet.check("study", lambda: self._study(plan))
-            self._sheet.check(
-                "tracking", lambda: self._child.call(shown.look, settings.tracking, seconds=shown.SECONDS)
-            )
+            self._sheet.check("tracking", lambda: self._tracking(plan))
             cluster = self._sheet.check(
                 "nodes", lambda: self._nodes(plan, url if stored.status != Status.FAIL else None)
             ).facts
             if settings.engine.name == "deepspeed":
                 self._sheet.check("deepspeed", lambda: engine.look(settings))
-            if not cluster.get("is_here", True) or settings.resources.workers > 1:
+            has_gangs = any(shape.workers > 1 for shape in settings.resources.all_shapes)
+            if has_gangs or not cluster.get("is_here", True):
                 if stored.status == Status.FAIL:
                     self._sheet.add("trials", fail("not tried: workers save to storage.url, see above"), 0.0)
                     return

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pharos.backends.cluster import connect, fit
+from pharos.backends.cluster import Places, connect
 from pharos.backends.single import run_trial
 from pharos.doctor import machine, store
 from pharos.errors import PharosError
@@ -37,7 +37,7 @@ def look(settings: Settings, url: str | None) -> dict[str, Any]:
         PharosError: There is no cluster where there should be one, or no trial fits it.
     """
     connect(settings.resources.cluster_cpus)
-    _, slots = fit(settings.resources)
+    slots = Places(settings.resources).slots
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     rows = [{"ip": node["NodeManagerAddress"], "resources": node["Resources"]} for node in alive]

@@ -26,7 +26,8 @@ def from_scratch(story: Story, record: TrialRecord) -> list[str]:
     """The command that needs the code alone, in words: every value that is not the family's own at this scale."""
     settings = story.plan.settings
     seed = record.params.get(SEED, settings.seed)
-    changes = {**_engine(settings), **({SEED: seed} if seed != Settings.seed else {})}
+    workers = story.plan.shape(record.params).workers
+    changes = {**_engine(settings, workers), **({SEED: seed} if seed != Settings.seed else {})}
     theirs = _own_values(story)
     for name, value in flatten(story.plan.trial_config(record.params), "recipe.").items():
         if name not in theirs or theirs[name] != value:
@@ -49,7 +50,7 @@ def _word(value: Any) -> str:
     return value if plain else quote(value)  # type: ignore[no-any-return]
 
 
-def _engine(settings: Settings) -> dict[str, Any]:
+def _engine(settings: Settings, workers: int) -> dict[str, Any]:
     """What of the engine and the workers changes a trial's numbers."""
     usual = EngineConfig()
     found = {
@@ -57,6 +58,6 @@ def _engine(settings: Settings) -> dict[str, Any]:
         for each in dataclasses.fields(usual)
         if getattr(settings.engine, each.name) != getattr(usual, each.name)
     }
-    if settings.resources.workers > 1:
-        found["resources.workers"] = settings.resources.workers
+    if workers > 1:
+        found["resources.workers"] = workers
     return found
