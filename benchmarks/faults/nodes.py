@@ -237,6 +237,26 @@ def make_writing_zombie(scene: Scene, moment: str | None) -> None:
         time.sleep(_ZOMBIE_SECONDS)
 
 
+def freeze_node(scene: Scene, moment: str | None) -> None:
+    """Freezes a node until it is given up and all is over elsewhere; then it goes on, and reaches the store alone."""
+    assert isinstance(scene, ClusterScene)
+    node = scene.catch(moment, _ALONE)
+    if node is not None:
+        node.freeze()
+        scene.struck(f"{node.name} stands still")
+        scene.let_go()
+        scene.hears("lost its node")
+        others = [scene.cluster.head, *(each for each in scene.cluster.workers if each is not node)]
+        scene.cluster.workers.remove(node)
+        scene.cluster.add_worker()
+    scene.finish()
+    if node is not None:
+        node.cut(*others)  # else its raylet learns at once that it was given up, and ends what it has
+        node.thaw()
+        scene.struck(f"{node.name} goes on")
+        time.sleep(_ZOMBIE_SECONDS)
+
+
 _ZOMBIE_SECONDS = 15.0  # more than `storage.mirror_seconds`: what it still writes has come
 
 
@@ -293,6 +313,12 @@ FAULTS = [
         "writing-zombie",
         "a node cut off from all nodes, but not from the store",
         make_writing_zombie,
+        _moments(_MID, _SAVE, says=_LOST),
+    ),
+    _fault(
+        "frozen",
+        "a node that stands still, and goes on after the sweep's end",
+        freeze_node,
         _moments(_MID, _SAVE, says=_LOST),
     ),
     _fault("store-lost", "the store out of reach for 20 s", cut_store, _moments()),

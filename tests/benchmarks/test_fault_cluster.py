@@ -50,9 +50,9 @@ def test_a_number_that_somebody_has_is_not_taken_and_without_one_the_next_is(
 
 
 def test_what_a_killed_run_has_left_is_found_by_its_mark_and_only_that(tmp_path: Path) -> None:
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], env={})"
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'], env={})"
     processes = [
-        subprocess.Popen([sys.executable, "-c", child], env={"PHAROS_NODE": f"{number}-head-ab"}, stdin=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", child], env={"PHAROS_NODE": f"{number}-head-ab"})
         for number in (71, 711)
     ]
     try:
@@ -65,7 +65,7 @@ def test_what_a_killed_run_has_left_is_found_by_its_mark_and_only_that(tmp_path:
         for process in processes:
             for number in cluster._marked(f"{71 if process is processes[0] else 711}-"):
                 os.kill(number, signal.SIGKILL)
-            process.communicate()
+            process.wait()
 
 
 def test_who_held_a_trial_is_read_from_what_was_written_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
