@@ -458,13 +458,14 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
-    def add_worker(self) -> Node:
-        """One more node; comes back when it has joined."""
-        node = self._new_worker()
-        node.start([f"--address={self.head.address}:{_PORT}", f"--num-cpus={self.cpus}"], {})
-        self.workers.append(node)
-        self._say(f"{node.name} has joined, {node.address}")
-        return node
+    def add_workers(self, count: int = 1) -> None:
+        """So many more nodes; comes back when they have joined."""
+        nodes = [self._new_worker() for _ in range(count)]
+        join = [f"--address={self.head.address}:{_PORT}", f"--num-cpus={self.cpus}"]
+        with ThreadPoolExecutor(max(1, count)) as pool:
+            list(pool.map(lambda node: node.start(join, {}), nodes))
+        self.workers += nodes
+        self._say(f"{', '.join(node.name for node in nodes)} joined, {self.cpus} cores each")
 
     def put_in_order(self) -> None:
         """All links up, workers that do not count any more ended, and as many as there were at first."""
@@ -478,8 +479,8 @@ class Cluster:
         if not self.head.find("gcs_server"):
             self.workers = []
             self.start_head()
-        while len(self.workers) < self._count:
-            self.add_worker()
+        if len(self.workers) < self._count:
+            self.add_workers(self._count - len(self.workers))
 
     def start_head(self) -> None:
         """A new head, in the place of the one before, which is ended; its workers do not join it by themselves."""
@@ -597,12 +598,7 @@ class Cluster:
         self._machines.append(self.store)
         self.store.start()
         self.start_head()
-        nodes = [self._new_worker() for _ in range(self._count)]
-        with ThreadPoolExecutor(max(1, self._count)) as pool:
-            join = [f"--address={self.head.address}:{_PORT}", f"--num-cpus={self.cpus}"]
-            list(pool.map(lambda node: node.start(join, {}), nodes))
-        self.workers += nodes
-        self._say(f"{', '.join(node.name for node in nodes)} have joined, {self.cpus} cores each")
+        self.add_workers(self._count)
 
     def _new_worker(self) -> Node:
         self._nodes += 1

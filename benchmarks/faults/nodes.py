@@ -1,7 +1,7 @@
 """The faults of a cluster: nodes that are lost or cut off, a head or a driver that dies, a store that nobody reaches.
 
 One cluster (`benchmarks.faults.cluster`) serves case after case; sweeps come to it by `ray job submit`. Its two workers
-have two cores each, for two trials of one worker and one of two workers, a gang that is spread over both of them.
+have two cores each: room for two trials of one worker, and for one of two, a gang that is spread over both nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,17 +20,19 @@ from benchmarks.faults.cluster import BUCKET, FAST, Cluster, Job, Node, why_no_l
 from benchmarks.faults.fault import SWEEP, Driver, Fault, MissedError, Moment, Scene, SceneMaker
 from benchmarks.faults.witness import INSIDE
 
-ON_NODES = (
+# A node that is lost must not cost a retry.
+ON_NODES = (*SWEEP, "backend=tune", "retries=0", "trials=2", "recipe.optim.lr=choice(1e-4, 2e-4)")
+MIXED = (
     *SWEEP,
     "backend=tune",
+    "retries=0",
     "resources.shapes=[{when: {recipe.optim.lr: 4e-4}, workers: 2, placement: spread}]",
-    "retries=0",  # a node that is lost must not cost one
 )
 _RAYLET = r"/raylet\b"
 _LOOK_SECONDS = 0.5  # from one question to Ray's dashboard to the next
 
-# Where a trial is caught, by moment; `_ALONE` is a trial of one worker, `_GANG` the one of two.
-_ALONE, _GANG = 0, 1
+_ALONE, _GANG = 0, 1  # trials of MIXED, of one worker and of two; all of ON_NODES have one
+# Where a trial is caught, by moment.
 _MOMENTS: dict[str, dict[str, Any]] = {
     "as it starts": {"point": "begins"},
     "in mid-epoch": {"point": "step", "epoch": 6, "step": 2},
@@ -93,15 +95,13 @@ class ClusterScene(Scene):
         self.jobs.append(job)
         return self.drivers[-1]
 
-    def catch(self, moment: str | None, trial: int, rank: int = 0) -> Node | None:
-        """Starts the sweep, and waits until a worker of a trial is held at a moment; its node. None: no moment."""
-        trap = self.set_trap(moment, trial, rank)
-        self.start(*ON_NODES)
+    def catch(
+        self, moment: str | None, trial: int = _ALONE, rank: int = 0, sweep: Sequence[str] = ON_NODES
+    ) -> Node | None:
+        """Starts a sweep, and waits until a worker of a trial is held at a moment; its node. None: no moment."""
+        trap = self.witness.set_trap(**_MOMENTS[moment], trial=trial, rank=rank) if moment else ""
+        self.start(*sweep)
         return self.cluster.node_of(self.caught(trap).pid) if moment else None
-
-    def set_trap(self, moment: str | None, trial: int, rank: int = 0) -> str:
-        """A trap for a worker of a trial at a moment; the word for it, nothing without a moment."""
-        return self.witness.set_trap(**_MOMENTS[moment], trial=trial, rank=rank) if moment else ""
 
     def let_go(self) -> None:
         """Lets whoever is held go on."""
@@ -135,27 +135,26 @@ def on_a_cluster(system: Mapping[str, int] = FAST) -> Iterator[SceneMaker]:
 def lose_node(scene: Scene, moment: str | None, *, trial: int = _ALONE, rank: int = 0) -> None:
     """Kills the raylet of the node that holds a worker of a trial; another node joins."""
     assert isinstance(scene, ClusterScene)
-    node = scene.catch(moment, trial, rank)
+    node = scene.catch(moment, trial, rank, MIXED)
     if node is not None:
         node.kill(_RAYLET)
         scene.struck(f"kill -9 of the raylet of {node.name}")
         scene.cluster.workers.remove(node)
-        scene.cluster.add_worker()
+        scene.cluster.add_workers()
     scene.finish()
 
 
 def lose_head(scene: Scene, moment: str | None) -> None:
     """Kills the head's processes; a new head and new workers come, while the old workers are still there."""
     assert isinstance(scene, ClusterScene)
-    if scene.catch(moment, _ALONE) is not None:
+    if scene.catch(moment) is not None:
         cluster = scene.cluster
         cluster.head.kill(rf"gcs_server|{_RAYLET}")
         scene.struck("kill -9 of the head's gcs_server and raylet")
         scene.let_go()
         cluster.workers.clear()
         cluster.start_head()
-        cluster.add_worker()
-        cluster.add_worker()
+        cluster.add_workers(2)
         scene.start(resume=True)
     scene.finish()
 
@@ -163,7 +162,7 @@ def lose_head(scene: Scene, moment: str | None) -> None:
 def kill_driver(scene: Scene, moment: str | None) -> None:
     """Kills the driver, and resumes the sweep."""
     assert isinstance(scene, ClusterScene)
-    if scene.catch(moment, _ALONE) is not None:
+    if scene.catch(moment) is not None:
         (driver,) = scene.jobs[-1].driver
         scene.kill(driver, "the driver")
         while scene.drivers[-1].process.poll() is None:
@@ -176,7 +175,7 @@ def kill_driver(scene: Scene, moment: str | None) -> None:
 def cut_for(scene: Scene, moment: str | None, *, seconds: float) -> None:
     """Cuts a node off for so long, which is shorter than it takes to be given up."""
     assert isinstance(scene, ClusterScene)
-    node = scene.catch(moment, _ALONE)
+    node = scene.catch(moment)
     if node is not None:
         node.cut()
         scene.struck(f"{node.name} is cut off")
@@ -201,14 +200,14 @@ def make_late_zombie(scene: Scene, moment: str | None) -> None:
 
 def _cut_till_given_up(scene: Scene, moment: str | None, *, wait_for_end: bool) -> None:
     assert isinstance(scene, ClusterScene)
-    node = scene.catch(moment, _ALONE)
+    node = scene.catch(moment)
     if node is not None:
         node.cut()
         scene.struck(f"{node.name} is cut off")
         scene.let_go()
         scene.hears("lost its node")
         scene.cluster.workers.remove(node)
-        scene.cluster.add_worker()
+        scene.cluster.add_workers()
         if not wait_for_end:
             node.mend()
             scene.struck(f"{node.name} is back")
@@ -223,7 +222,7 @@ def _cut_till_given_up(scene: Scene, moment: str | None, *, wait_for_end: bool) 
 def make_writing_zombie(scene: Scene, moment: str | None) -> None:
     """Cuts a node off from all nodes, but not from the store, until it is given up and its trials ended elsewhere."""
     assert isinstance(scene, ClusterScene)
-    node = scene.catch(moment, _ALONE)
+    node = scene.catch(moment)
     if node is not None:
         others = [scene.cluster.head, *(each for each in scene.cluster.workers if each is not node)]
         node.cut(*others)
@@ -231,7 +230,7 @@ def make_writing_zombie(scene: Scene, moment: str | None) -> None:
         scene.hears("lost its node")
         scene.let_go()  # it goes on when another process may have begun to
         scene.cluster.workers.remove(node)
-        scene.cluster.add_worker()
+        scene.cluster.add_workers()
     scene.finish()
     if node is not None:
         time.sleep(_ZOMBIE_SECONDS)
@@ -240,7 +239,7 @@ def make_writing_zombie(scene: Scene, moment: str | None) -> None:
 def freeze_node(scene: Scene, moment: str | None) -> None:
     """Freezes a node until it is given up and all is over elsewhere; then it goes on, and reaches the store alone."""
     assert isinstance(scene, ClusterScene)
-    node = scene.catch(moment, _ALONE)
+    node = scene.catch(moment)
     if node is not None:
         node.freeze()
         scene.struck(f"{node.name} stands still")
@@ -248,7 +247,7 @@ def freeze_node(scene: Scene, moment: str | None) -> None:
         scene.hears("lost its node")
         others = [scene.cluster.head, *(each for each in scene.cluster.workers if each is not node)]
         scene.cluster.workers.remove(node)
-        scene.cluster.add_worker()
+        scene.cluster.add_workers()
     scene.finish()
     if node is not None:
         node.cut(*others)  # else its raylet learns at once that it was given up, and ends what it has
@@ -263,7 +262,7 @@ _ZOMBIE_SECONDS = 15.0  # more than `storage.mirror_seconds`: what it still writ
 def cut_store(scene: Scene, moment: str | None) -> None:
     """Cuts the store off from all for 20 seconds."""
     assert isinstance(scene, ClusterScene)
-    if scene.catch(moment, _ALONE) is not None:
+    if scene.catch(moment) is not None:
         scene.cluster.store.cut()
         scene.struck("nobody reaches the store")
         scene.let_go()
@@ -286,18 +285,18 @@ _on_a_slow_cluster = functools.partial(on_a_cluster, {})
 def _fault(
     name: str, title: str, act: Callable[[Scene, str | None], None], moments: tuple[Moment, ...], **options: Any
 ) -> Fault:
-    return Fault(
-        name, title, "nodes", act, moments, needs=why_no_links, **{"seconds": 180.0, "place": on_a_cluster, **options}
-    )
+    defaults: dict[str, Any] = {"sweep": "nodes", "seconds": 240.0, "place": on_a_cluster}
+    return Fault(name, title, act=act, moments=moments, needs=why_no_links, **{**defaults, **options})
 
 
 FAULTS = [
-    _fault("node-lost", "`kill -9` of the raylet of a trial's node", lose_node, _moments(says=_LOST)),
+    _fault("node-lost", "`kill -9` of the raylet of a trial's node", lose_node, _moments(says=_LOST), sweep="mixed"),
     _fault(
         "gang-node-lost",
         "`kill -9` of the raylet of a node of a gang",
         functools.partial(lose_node, trial=_GANG, rank=1),
         _moments(_MID, _SAVE, says=_LOST),
+        sweep="mixed",
     ),
     _fault("head-lost", "`kill -9` of the head", lose_head, _moments(_MID, _SAVE)),
     _fault("cluster-driver", "`kill -9` of the driver of a job", kill_driver, _moments()),
@@ -307,13 +306,13 @@ FAULTS = [
         functools.partial(cut_for, seconds=1.0),
         _moments(_MID, _SAVE),
     ),
-    _fault("zombie", "a node cut off, given up, and back", make_zombie, _moments(_MID, _SAVE, _END, says=_LOST)),
+    _fault("zombie", "a node cut off, given up, and back", make_zombie, _moments(_MID, _END, says=_LOST)),
     _fault("late-zombie", "a node cut off, and back after the sweep's end", make_late_zombie, _moments(_SAVE)),
     _fault(
         "writing-zombie",
         "a node cut off from all nodes, but not from the store",
         make_writing_zombie,
-        _moments(_MID, _SAVE, says=_LOST),
+        _moments(_SAVE, says=_LOST),
     ),
     _fault(
         "frozen",
@@ -321,19 +320,20 @@ FAULTS = [
         freeze_node,
         _moments(_MID, _SAVE, says=_LOST),
     ),
-    _fault("store-lost", "the store out of reach for 20 s", cut_store, _moments()),
-    _fault(
-        "node-lost-slow",
-        "`kill -9` of a raylet, with Ray's own patience",
-        lose_node,
-        _moments(_MID, says=_LOST),
-        place=_on_a_slow_cluster,
-    ),
+    _fault("store-lost", "the store out of reach for 20 s", cut_store, _moments(_START, _MID, _SAVE)),
     _fault(
         "blink-slow",
         "a node cut off for 5 s, with Ray's own patience",
         functools.partial(cut_for, seconds=5.0),
         _moments(_MID),
+        place=_on_a_slow_cluster,
+    ),
+    _fault(
+        "node-lost-slow",
+        "`kill -9` of a raylet, with Ray's own patience",
+        lose_node,
+        _moments(_MID, says=_LOST),
+        sweep="mixed",
         place=_on_a_slow_cluster,
     ),
 ]
