@@ -21,7 +21,9 @@ from pathlib import Path
 
 from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Place, Scene, SceneMaker
 from benchmarks.faults.table import put_into_page, table
-from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed
+from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed, last_words
+
+_LONGEST = 300.0  # an undisturbed sweep may take, seconds
 
 
 def all_faults() -> list[Fault]:
@@ -56,7 +58,7 @@ def play(fault: Fault, moment: Moment, scene: Scene, undisturbed: Undisturbed) -
         try:
             fault.act(scene, moment.name)
         except MissedError as error:
-            verdict.status, verdict.reason = Status.MISSED, str(error)
+            verdict.status, verdict.reason = Status.MISSED, f"{error}; the last that was said: {last_words(scene)}"
         except HungError:
             verdict.status = Status.HUNG if scene.strikes else Status.MISSED
             verdict.reason = "" if scene.strikes else "its moment did not come"
@@ -85,20 +87,25 @@ def play_undisturbed(fault: Fault, scene: Scene) -> Undisturbed:
 def play_all(faults: list[Fault], only: str, home: Path, places: Places) -> list[Verdict]:
     """All cases whose moment has a text in its name, with a line each."""
     cases = [(fault, moment) for fault in faults for moment in fault.moments if only in moment.name]
-    undisturbed: dict[str, Undisturbed] = {}
+    undisturbed: dict[str, Undisturbed | str] = {}  # by sweep; or why there is none
     found: list[Verdict] = []
     began = time.monotonic()
     for index, (fault, moment) in enumerate(cases):
         lacks = fault.needs()
-        folder = home / f"{index:02d}-{fault.name}"
+        make = Scene if lacks else places.go(fault.place)
+        if not lacks and fault.sweep not in undisturbed:
+            try:
+                undisturbed[fault.sweep] = play_undisturbed(fault, make(home / f"undisturbed-{fault.sweep}", _LONGEST))
+            except RuntimeError as error:
+                undisturbed[fault.sweep] = str(error)
+        base = undisturbed.get(fault.sweep, "")
         if lacks:
             verdict = Verdict(fault.name, fault.title, moment.name, Status.SKIPPED, reason=lacks)
+        elif isinstance(base, str):
+            verdict = Verdict(fault.name, fault.title, moment.name, Status.MISSED, reason=base)
         else:
-            make = places.go(fault.place)
-            if fault.sweep not in undisturbed:
-                scene = make(home / f"undisturbed-{fault.sweep}", fault.seconds)
-                undisturbed[fault.sweep] = play_undisturbed(fault, scene)
-            verdict = play(fault, moment, make(folder, fault.seconds), undisturbed[fault.sweep])
+            limit = fault.seconds + 4 * base.seconds
+            verdict = play(fault, moment, make(home / f"{index:02d}-{fault.name}", limit), base)
         found.append(verdict)
         spent = time.monotonic() - began
         left = spent / (index + 1) * (len(cases) - index - 1)

@@ -285,7 +285,7 @@ _on_a_slow_cluster = functools.partial(on_a_cluster, {})
 def _fault(
     name: str, title: str, act: Callable[[Scene, str | None], None], moments: tuple[Moment, ...], **options: Any
 ) -> Fault:
-    defaults: dict[str, Any] = {"sweep": "nodes", "seconds": 240.0, "place": on_a_cluster}
+    defaults: dict[str, Any] = {"sweep": "nodes", "seconds": 90.0, "place": on_a_cluster}
     return Fault(name, title, act=act, moments=moments, needs=why_no_links, **{**defaults, **options})
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -113,9 +114,24 @@ class Checkpoint:
         """Whole tensors by name, the beginning cut off."""
         return {name: self.tensor(prefix + name) for name in self.names(prefix)}
 
+    def check(self) -> None:
+        """Looks into every file of tensors: one may have its checksum in the manifest and hold none all the same.
+
+        Raises:
+            ValueError: A file is no safetensors file.
+            KeyError: It lacks a tensor.
+        """
+        for name, entry in self._tensors.items():
+            for file, *_ in entry["pieces"]:
+                self._file(file)[name]
+
     def _file(self, name: str) -> dict[str, Tensor]:
         if name not in self._loaded:
-            self._loaded[name] = {key: value.reshape(-1) for key, value in load(self._read(name)).items()}
+            try:
+                tensors = load(self._read(name))
+            except SafetensorError as error:
+                raise ValueError(f"{name} holds no tensors: {error}") from None
+            self._loaded[name] = {key: value.reshape(-1) for key, value in tensors.items()}
             self._bytes.pop(name, None)
         return self._loaded[name]
 
@@ -248,7 +264,9 @@ class Checkpoints:
         try:
             manifest = self._manifest(step, name)
             jobs = [functools.partial(_read, folder, file, entry) for file, entry in manifest["files"].items()]
-            return Checkpoint(folder, name, manifest, dict(in_parallel(jobs)))
+            checkpoint = Checkpoint(folder, name, manifest, dict(in_parallel(jobs)))
+            checkpoint.check()
+            return checkpoint
         except StorageError:
             raise  # a store that does not answer says nothing of the checkpoint
         except (OSError, ValueError, KeyError, TypeError, PharosError) as error:

@@ -91,6 +91,7 @@ class Plan:
         folder: str,
         tracking_folder: str,
         origin: str | None = None,
+        max_fidelity: int | None = None,
     ) -> TrialSpec:
         """What a process needs to train these values.
 
@@ -101,6 +102,7 @@ class Plan:
             folder: URL of its own folder.
             tracking_folder: Where a tracker's own files go.
             origin: Folder of the trial that it starts from, if from one.
+            max_fidelity: Of these values, if it is known: to ask the recipe, its whole configuration is built.
         """
         settings = self.settings
         objectives = settings.objectives
@@ -114,7 +116,7 @@ class Plan:
             config=self.trial_config(params),
             seed=params.get(SEED, settings.seed),
             folder=folder,
-            max_fidelity=self.recipe.fidelity(self.build_config(params)),
+            max_fidelity=max_fidelity or self.recipe.fidelity(self.build_config(params)),
             objective=objectives.first.metric,
             checkpoint_seconds=settings.checkpoint_seconds,
             threads=shape.cpus_per_worker,

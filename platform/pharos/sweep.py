@@ -223,6 +223,7 @@ class Sweep:
             folder=self._folder_of(record.number),
             tracking_folder=self.storage.root,
             origin=self._folder_of(record.origin.donor) if record.origin else None,
+            max_fidelity=self.search.max_fidelity(record),
         )
         document = {"params": spec.params, "seed": spec.seed, "config": spec.config}
         if record.origin:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import pickle
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -705,3 +706,21 @@ def test_a_manifest_that_names_what_lies_elsewhere_is_damaged(checkpoints, stora
     assert "no file of its folder" in caplog.text
     assert checkpoints.copy_newest(other, "00007")
     assert list(other.files()) == [1]
+
+
+@pytest.mark.parametrize("put", [b"", pickle.dumps({"w": 1}), b"\xff" * 8, json.dumps({}).encode()])
+@pytest.mark.parametrize("has_state", [True, False])
+def test_a_file_without_tensors_gives_the_checkpoint_before_though_its_checksum_fits(
+    checkpoints, storage, caplog, put, has_state
+):
+    for step in (1, 2):
+        part = Part.whole("learners/net/weights/w", torch.full((3,), float(step)))
+        save(checkpoints, step, state_of(step) if has_state else {"step": step}, [part])
+    shard = FILES[1]
+    storage.write_bytes(f"00000002/{shard}", put)
+    manifest = json.loads(storage.read_bytes("00000002/manifest.json"))
+    del manifest["sha256"]
+    manifest["files"][shard] = {"bytes": len(put), "sha256": hashlib.sha256(put).hexdigest()}
+    storage.write_bytes("00000002/manifest.json", seal(manifest))
+    assert newest(checkpoints)[0] == 1
+    assert f"{shard} holds no tensors" in caplog.text

@@ -30,6 +30,7 @@ from typing import Any
 
 _HOME = Path(os.environ.get("PHAROS_FAULTS", ""))
 _HELD_SECONDS = 60.0  # a process that nobody lets go goes on by itself
+_BATCH_SECONDS = 2.0  # of a batch that is on its way before it stands still: a trial may take longer for its first
 _MEGABYTES = 32  # asked for at a time by a process that is to run out of memory
 _now: dict[str, Any] = {}  # what this process trains
 _steps = [0]  # of optimisers, in the present epoch
@@ -82,6 +83,7 @@ def _stand_still(trap: str, optimizer: Any) -> None:
 
 def _stand_still_with_the_lock(trap: str, optimizer: Any) -> None:
     """As native code does that never comes back and keeps the interpreter: no other thread of the process runs."""
+    time.sleep(_BATCH_SECONDS)
     while True:
         ctypes.PyDLL(None).pause()  # a signal ends one
 

@@ -10,10 +10,11 @@ from typing import Any
 import ray
 from ray import tune
 
+from pharos.backends import watchdog
 from pharos.backends.credentials import take
 from pharos.backends.gang import Gang, Lost
 from pharos.backends.losses import NodeLostError
-from pharos.backends.worker import Watch, Worker
+from pharos.backends.worker import START_SECONDS, Watch, Worker
 from pharos.trial import Ending, Report, TrialSpec
 
 
@@ -74,6 +75,8 @@ class _Alone(Worker):
     def __init__(self, hang_seconds: float):
         super().__init__()
         self._watch = Watch(hang_seconds)
+        self._has_hung = False
+        watchdog.watch(lambda: hang_seconds + (0 if self.ticks() > 0 else START_SECONDS))
 
     def start(self, spec: TrialSpec) -> None:
         super().start(spec)
@@ -85,11 +88,13 @@ class _Alone(Worker):
             if message is not None:
                 return message
             if self._watch.has_hung(self.ticks()):
+                self._has_hung = True
                 raise TimeoutError(f"it did not get on for {self._watch.seconds:g} s")
 
     def stop(self) -> bool:
-        if not super().stop():
-            # It hangs in a batch. Python cannot end a thread; the driver starts a new process in this one's place.
+        if self._has_hung or not super().stop():
+            # It hangs in a batch. Python cannot end a thread; the driver starts a new process in this one's place, and
+            # that waits for the trial's folder, which this one holds as long as it lives.
             os._exit(1)
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from pharos.trial import Outcome
 
@@ -20,7 +20,8 @@ def why(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     if not isinstance(error, RayActorError):
-        return lines[-1] if is_node_lost(error) else lines[0]
+        # What was raised in a trial's own process comes after its traceback.
+        return lines[-1] if isinstance(error, RayTaskError) or is_node_lost(error) else lines[0]
     # A sentence that fits all, and the actor's numbers, come before what happened.
     told = [
         line

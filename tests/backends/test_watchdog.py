@@ -1,0 +1,59 @@
+"""A trial alone in its process that stands still: its thread, or the process as a whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from pharos.backends import actor, losses
+
+_START = "import ctypes, time; from pharos.backends import watchdog; watchdog.watch(lambda: 1.0); print(1, flush=True);"
+
+
+@pytest.mark.parametrize("then", ["ctypes.PyDLL(None).pause()", "time.sleep(60)"])
+def test_a_process_in_which_no_thread_gets_on_is_killed(then):
+    with subprocess.Popen([sys.executable, "-c", _START + then], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        if "sleep" in then:
+            os.kill(process.pid, signal.SIGSTOP)
+        assert process.wait(30) == -signal.SIGKILL
+
+
+def test_one_that_only_waits_lives_and_its_watchdog_ends_with_it():
+    code = _START + "time.sleep(3)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (child,) = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True).split()
+        assert process.wait(30) == 0
+    deadline = time.monotonic() + 20
+    while (there := Path(f"/proc/{child}").exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not there
+
+
+def test_a_process_whose_trial_hangs_ends_at_once_so_that_the_next_finds_the_trials_folder_free(monkeypatch):
+    monkeypatch.setattr(actor.watchdog, "watch", lambda allowed: None)
+    monkeypatch.setattr("pharos.backends.worker.START_SECONDS", 0.0)
+    ended = []
+    monkeypatch.setattr(actor.os, "_exit", ended.append)
+    alone = actor._Alone(0.2)
+    alone._is_idle.clear()  # a trial is on, which never says anything
+    with pytest.raises(TimeoutError, match=r"did not get on for 0\.2 s"):
+        alone.next()
+    began = time.monotonic()
+    alone.stop()
+    assert ended == [1]
+    assert time.monotonic() - began < 10
+
+
+def test_the_user_reads_why_it_hangs_and_not_where_ray_ran_it():
+    text = "ray::TrialActor.train() (pid=1, ip=127.0.0.1)\n  File ...\nTimeoutError: it did not get on for 10 s"
+    error = RayTaskError("train", text, TimeoutError("it did not get on for 10 s"))
+    assert losses.why(error.as_instanceof_cause()) == "TimeoutError: it did not get on for 10 s"
