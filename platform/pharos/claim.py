@@ -1,13 +1,12 @@
 """Whose a trial in a store is: an attempt that was given up, on a node that was cut off or stood still, may yet go on.
 
 On a disk the folder's lock keeps two attempts apart. A store has none; so each attempt says at its start that the trial
-is its own, and looks before it writes whether it still is. One that finds another's word stops. (Between the look and
-the write lies a moment. Checkpoints need no more: files of two attempts never have the same name.)
+is its own, and looks before it writes whether it still is. One that finds another's word stops; the last one's stays.
+(Between the look and the write lies a moment. Checkpoints need no more: files of two attempts never have the same name.)
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
@@ -44,16 +43,5 @@ class Claim:
         except FileNotFoundError:
             present = None
         if present != self._word:
-            who = f"an attempt on {present['host']}, process {present['pid']}" if present else "one that has ended"
+            who = f"an attempt on {present['host']}, process {present['pid']}" if present else "somebody who removed it"
             raise StorageError(f"{self._home.root} was taken over by {who}; this one stops", is_final=True)
-
-    def drop(self) -> None:
-        """Takes the word back, unless it is another's by now: the attempt has ended.
-
-        Raises:
-            StorageError: The store does not answer.
-        """
-        home = self._home.patient(0)
-        with contextlib.suppress(FileNotFoundError):
-            if home.read_json(CLAIM) == self._word:
-                home.remove_files([CLAIM])

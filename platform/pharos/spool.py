@@ -116,8 +116,6 @@ class Spool:
         if self._outbox is None:
             return
         self._outbox.put("mirror", self.mirror)
-        if self._claim is not None:
-            self._outbox.put("claim", self._claim.drop)
         try:
             self._outbox.flush(patience)
         except StorageError as error:

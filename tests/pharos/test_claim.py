@@ -2,7 +2,7 @@
 
 import pytest
 
-from pharos.claim import CLAIM, Claim
+from pharos.claim import Claim
 from pharos.errors import StorageError
 from pharos.spool import Spool, node_folder
 from pharos.storage import Storage
@@ -38,18 +38,17 @@ def test_an_attempt_that_was_given_up_writes_nothing_over_the_one_that_goes_on(h
 def test_nor_over_the_one_that_has_ended(home, tmp_path):
     old = spool(home, tmp_path / "a", "1")
     spool(home, tmp_path / "b", "1", "2").close(1.0)
-    assert not home.exists(CLAIM)
-    with pytest.raises(StorageError, match="taken over by one that has ended"):
+    with pytest.raises(StorageError, match="taken over"):
         old.mirror()
     old.close(1.0)
     assert home.read_bytes("metrics.jsonl") == b"1\n2\n"
-    assert (tmp_path / "a").exists()  # what it has is kept
+    assert list((tmp_path / "a").rglob("metrics.jsonl"))  # what it has is kept
 
 
-def test_a_word_is_taken_back_once_and_another_ones_stays(home):
-    old, new = Claim(home), Claim(home)
-    old.drop()
-    new.check()
-    new.drop()
-    new.drop()
-    assert not home.exists(CLAIM)
+def test_nor_where_somebody_has_removed_the_trial(home, tmp_path):
+    old = spool(home, tmp_path / "a", "1")
+    home.remove()
+    with pytest.raises(StorageError, match="taken over by somebody who removed it"):
+        old.mirror()
+    old.close(1.0)
+    assert not home.exists("metrics.jsonl")
