@@ -2,7 +2,7 @@
 
 On a disk the folder's lock keeps two attempts apart. A store has none; so each attempt says at its start that the trial
 is its own, and looks before it writes whether it still is. One that finds another's word stops; the last one's stays.
-(Between the look and the write lies a moment. Checkpoints need no more: files of two attempts never have the same name.)
+(Between the look and the write lies a moment. Checkpoints need no more: no files of two attempts have the same name.)
 """
 
 from __future__ import annotations
