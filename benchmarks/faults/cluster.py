@@ -456,6 +456,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.home / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # Ray's own is 15: whatever else this machine does would starve the trials
         }
 
     def add_workers(self, count: int = 1) -> None:
