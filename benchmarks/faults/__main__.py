@@ -14,14 +14,17 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Place, Scene, SceneMaker
 from benchmarks.faults.table import put_into_page, table
 from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed, last_words
+from pharos.errors import PharosError
 
 _LONGEST = 300.0  # an undisturbed sweep may take, seconds
 
@@ -66,7 +69,11 @@ def play(fault: Fault, moment: Moment, scene: Scene, undisturbed: Undisturbed) -
         if not scene.strikes and verdict.status == Status.HELD:
             verdict.status, verdict.reason = Status.MISSED, "nothing was struck"
         if verdict.status != Status.MISSED:
-            judge(verdict, moment, scene, undisturbed)
+            try:
+                judge(verdict, moment, scene, undisturbed)
+            except (MissedError, PharosError) as error:
+                verdict.status = Status.BROKEN
+                verdict.problems.append(f"the sweep cannot be read any more: {error}")
     return verdict
 
 
@@ -84,11 +91,9 @@ def play_undisturbed(fault: Fault, scene: Scene) -> Undisturbed:
         return judge_undisturbed(scene, time.monotonic() - scene.began_at)
 
 
-def play_all(faults: list[Fault], only: str, home: Path, places: Places) -> list[Verdict]:
-    """All cases whose moment has a text in its name, with a line each."""
-    cases = [(fault, moment) for fault in faults for moment in fault.moments if only in moment.name]
+def play_all(cases: list[tuple[Fault, Moment]], home: Path, places: Places) -> Iterator[Verdict]:
+    """One case after the other, with a line each."""
     undisturbed: dict[str, Undisturbed | str] = {}  # by sweep; or why there is none
-    found: list[Verdict] = []
     began = time.monotonic()
     for index, (fault, moment) in enumerate(cases):
         lacks = fault.needs()
@@ -106,7 +111,7 @@ def play_all(faults: list[Fault], only: str, home: Path, places: Places) -> list
         else:
             limit = fault.seconds + 4 * base.seconds
             verdict = play(fault, moment, make(home / f"{index:02d}-{fault.name}", limit), base)
-        found.append(verdict)
+        yield verdict
         spent = time.monotonic() - began
         left = spent / (index + 1) * (len(cases) - index - 1)
         print(
@@ -116,7 +121,14 @@ def play_all(faults: list[Fault], only: str, home: Path, places: Places) -> list
             file=sys.stderr,
             flush=True,
         )
-    return found
+
+
+def _read(path: Path | None) -> dict[tuple[str, str], Verdict]:
+    """What an earlier run has found, by fault and moment."""
+    if path is None or not path.exists():
+        return {}
+    each = [Verdict(**{**entry, "status": Status(entry["status"])}) for entry in json.loads(path.read_text())]
+    return {(verdict.fault, verdict.moment): verdict for verdict in each}
 
 
 def main() -> int:
@@ -127,26 +139,47 @@ def main() -> int:
     faults = all_faults()
     parser.add_argument("--only", nargs="+", choices=[fault.name for fault in faults], help="these faults")
     parser.add_argument("--moment", default="", metavar="TEXT", help="only moments with this text in their names")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all that was found there; cases that it has from before and that are not played now stay",
+    )
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sweeps there")
     options = parser.parse_args()
-    chosen = [fault for fault in faults if not options.only or fault.name in options.only]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
+    cases = [
+        (fault, moment)
+        for fault in faults
+        for moment in fault.moments
+        if (not options.only or fault.name in options.only) and options.moment in moment.name
+    ]
     home = options.keep or Path(tempfile.mkdtemp(prefix="pharos-faults-"))
-    began = time.monotonic()
+    found = _read(options.json)
+    played = 0
     try:
         with contextlib.ExitStack() as stack:
-            found = play_all(chosen, options.moment, home.resolve(), Places(stack))
+            for verdict in play_all(cases, home.resolve(), Places(stack)):
+                found[verdict.fault, verdict.moment] = verdict
+                played += 1
+                if options.json:
+                    options.json.write_text(
+                        json.dumps([dataclasses.asdict(each) for each in found.values()], indent=2) + "\n"
+                    )
+    except KeyboardInterrupt:
+        print(f"stopped after {played} of {len(cases)} cases", file=sys.stderr)
     finally:
         if not options.keep:
             shutil.rmtree(home, ignore_errors=True)
-    seconds = time.monotonic() - began
-    print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(each) for each in found], indent=2) + "\n")
+    order = [(fault.name, moment.name) for fault in faults for moment in fault.moments]
+    shown = [found[case] for case in order if case in found]
+    print(table(shown))
     if options.write:
-        put_into_page(found, seconds)
-    return 0 if {each.status for each in found} <= {Status.HELD, Status.SKIPPED} else 1
+        put_into_page(shown, len(order))
+    if played < len(cases):
+        return 130
+    return 0 if {each.status for each in shown} <= {Status.HELD, Status.SKIPPED} else 1
 
 
 if __name__ == "__main__":

@@ -205,9 +205,10 @@ class Scene:
         """
         from pharos.storage import Storage
 
-        for name in Storage(self.url, self.options).list():
-            return name
-        raise MissedError("there is no sweep yet")
+        names = [name for name in Storage(self.url, self.options).list() if not name.startswith(".")]
+        if len(names) != 1:
+            raise MissedError(f"there is not one sweep in {self.url}, but {len(names)}")
+        return names[0]
 
     def caught(self, trap: str) -> Line:
         """Waits until a process is held in a trap.

@@ -137,7 +137,7 @@ _MEMORY = {
 
 
 def exhaust_memory(scene: Scene, moment: str | None) -> None:
-    """A trial asks for memory, and uses it, until something stops it: 4 GiB at most."""
+    """A trial asks for memory, and uses it, until something stops it: 8 GiB at most, and half of what is free."""
     used, total = _used_memory()
     if moment == "Ray's monitor of the node":
         scene.environment["RAY_memory_usage_threshold"] = f"{(used + 2.5 * _GIB) / total:.4f}"
@@ -164,7 +164,7 @@ def _has_stopped_asking(scene: Scene, pid: int) -> bool:
     """
     asked = next((line for line in scene.witness.lines() if line.pid == pid and line.point == "got it all"), None)
     if asked:
-        raise MissedError("nothing stopped the trial: it got 4 GiB")
+        raise MissedError("nothing stopped the trial: it got all that it asked for")
     return not alive(pid) or any(line.pid == pid and line.point == "ends" for line in scene.witness.lines())
 
 

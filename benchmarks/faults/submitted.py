@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -123,6 +124,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     began = time.monotonic()
     with Cluster(say=lambda text: print(f"{time.monotonic() - began:.0f} s: {text}", flush=True)) as cluster:
         if cluster.why_no_links:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.faults.fault import ROOT
@@ -29,13 +31,22 @@ def table(found: Sequence[Verdict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def put_into_page(found: Sequence[Verdict], seconds: float) -> None:
-    """Replaces the table in docs/faults.md, and says on what it was measured."""
+def put_into_page(found: Sequence[Verdict], there_are: int) -> None:
+    """Replaces the table in docs/faults.md, and says how it came about.
+
+    Args:
+        found: The cases that were played.
+        there_are: How many cases the suite has.
+    """
     before, rest = PAGE.read_text().split(_BEGIN)
     _, after = rest.split(_END)
-    count = sum(each.status == Status.HELD for each in found)
+    counts = Counter(each.status for each in found)
+    others = "".join(f", {count} {status}" for status, count in counts.items() if status != Status.HELD)
+    some = f" of {there_are}" if len(found) < there_are else ""
     measured = (
-        f"{len(found)} cases in {seconds / 60:.0f} minutes on {machine_in_words()}; the promise was held in {count}."
+        f"Measured on {machine_in_words()}, {datetime.date.today().isoformat()}: {len(found)}{some} cases, "
+        f"{counts[Status.HELD]} held{others}; {sum(each.seconds for each in found) / 60:.0f} minutes of sweeps, those "
+        "that were left undisturbed apart."
     )
     PAGE.write_text(f"{before}{_BEGIN}\n\n{measured}\n\n{table(found)}\n\n{_END}{after}")
 

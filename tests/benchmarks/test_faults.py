@@ -227,6 +227,17 @@ def test_a_strike_that_missed_is_no_pass(scene):
     assert table(found).count("missed") == 3
 
 
+def test_a_study_that_cannot_be_read_any_more_is_a_broken_promise(scene):
+    def spoil(case, moment):
+        of(case, scene)
+        (scene.folder / "study.journal").unlink()
+        case.struck("something")
+
+    verdict = played(scene, spoil)
+    assert verdict.status == Status.BROKEN
+    assert "cannot be read any more" in verdict.problems[0]
+
+
 def test_a_sweep_that_hangs_is_ended_with_all_that_it_started(scene):
     started = []
 

@@ -31,7 +31,7 @@ from typing import Any
 _HOME = Path(os.environ.get("PHAROS_FAULTS", ""))
 _HELD_SECONDS = 60.0  # a process that nobody lets go goes on by itself
 _BATCH_SECONDS = 2.0  # of a batch that is on its way before it stands still: a trial may take longer for its first
-_MEGABYTES = 32  # asked for at a time by a process that is to run out of memory
+_PIECE, _MOST = 32 * 2**20, 8 * 2**30  # bytes that a process asks for at a time, and in all
 _now: dict[str, Any] = {}  # what this process trains
 _steps = [0]  # of optimisers, in the present epoch
 
@@ -46,28 +46,22 @@ def say(point: str, **more: Any) -> None:
 def check(line: dict[str, Any], optimizer: Any = None) -> None:
     """Springs the trap, if there is one for this line."""
     trap = _HOME / "trap.json"
-    if not trap.exists():
-        return
-    wanted = json.loads(trap.read_text())
-    if any(line.get(key) != value for key, value in wanted["where"].items()):
-        return
     try:
+        wanted = json.loads(trap.read_text())
+        if any(line.get(key) != value for key, value in wanted["where"].items()):
+            return
         trap.rename(_HOME / f"sprung-{wanted['id']}.json")
     except FileNotFoundError:
-        return  # another process was first
+        return  # there is none, or another process was first
     _write({**line, "point": "trapped", "where": line["point"], "trap": wanted["id"]})
     _ACTS[wanted["act"]](wanted["id"], optimizer)
 
 
 def _write(line: dict[str, Any]) -> None:
+    text = json.dumps({"at": time.monotonic(), "wall": time.time(), "pid": os.getpid(), **line})
     file = os.open(_HOME / "witness.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(
-            file,
-            (json.dumps({"at": time.monotonic(), "wall": time.time(), "pid": os.getpid(), **line}) + "\n").encode(),
-        )
-    finally:
-        os.close(file)
+    os.write(file, f"{text}\n".encode())
+    os.close(file)
 
 
 def _hold(trap: str, optimizer: Any) -> None:
@@ -89,14 +83,21 @@ def _stand_still_with_the_lock(trap: str, optimizer: Any) -> None:
 
 
 def _allocate(trap: str, optimizer: Any) -> None:
-    """Once it is let go: memory that is really used, until something ends it; never more than 4 GiB."""
+    """Once let go: memory that is really used, until something ends it; at most 8 GiB, or half of what is free."""
     _hold(trap, optimizer)
-    kept = []
-    for _ in range(4096 // _MEGABYTES):
-        kept.append(bytearray(os.urandom(4096) * (_MEGABYTES * 256)))
+    kept: list[bytearray] = []
+    free = _available()
+    while len(kept) * _PIECE < _MOST and _available() > free / 2:
+        kept.append(bytearray(os.urandom(4096) * (_PIECE // 4096)))
         time.sleep(0.02)
     time.sleep(5)  # for a monitor to see it
     say("got it all")
+
+
+def _available() -> int:
+    """Memory that this machine has left, in bytes."""
+    text = Path("/proc/meminfo").read_text()
+    return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
 
 
 def _poison(trap: str, optimizer: Any) -> None:
