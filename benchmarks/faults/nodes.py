@@ -285,21 +285,34 @@ _on_a_slow_cluster = functools.partial(on_a_cluster, {})
 def _fault(
     name: str, title: str, act: Callable[[Scene, str | None], None], moments: tuple[Moment, ...], **options: Any
 ) -> Fault:
-    defaults: dict[str, Any] = {"sweep": "nodes", "seconds": 90.0, "place": on_a_cluster}
-    return Fault(name, title, act=act, moments=moments, needs=why_no_links, **{**defaults, **options})
+    defaults: dict[str, Any] = {"sweep": "nodes", "seconds": 90.0, "place": on_a_cluster, "needs": why_no_links}
+    return Fault(name, title, act=act, moments=moments, **{**defaults, **options})
+
+
+def _nothing() -> str:
+    """What those faults need that can be had without links."""
+    return ""
 
 
 FAULTS = [
-    _fault("node-lost", "`kill -9` of the raylet of a trial's node", lose_node, _moments(says=_LOST), sweep="mixed"),
+    _fault(
+        "node-lost",
+        "`kill -9` of the raylet of a trial's node",
+        lose_node,
+        _moments(says=_LOST),
+        sweep="mixed",
+        needs=_nothing,
+    ),
     _fault(
         "gang-node-lost",
         "`kill -9` of the raylet of a node of a gang",
         functools.partial(lose_node, trial=_GANG, rank=1),
         _moments(_MID, _SAVE, says=_LOST),
         sweep="mixed",
+        needs=_nothing,
     ),
-    _fault("head-lost", "`kill -9` of the head", lose_head, _moments(_MID, _SAVE)),
-    _fault("cluster-driver", "`kill -9` of the driver of a job", kill_driver, _moments()),
+    _fault("head-lost", "`kill -9` of the head", lose_head, _moments(_MID, _SAVE), needs=_nothing),
+    _fault("cluster-driver", "`kill -9` of the driver of a job", kill_driver, _moments(), needs=_nothing),
     _fault(
         "blink",
         "a node cut off for 1 s, which nobody notices",
@@ -334,6 +347,7 @@ FAULTS = [
         lose_node,
         _moments(_MID, says=_LOST),
         sweep="mixed",
+        needs=_nothing,
         place=_on_a_slow_cluster,
     ),
 ]

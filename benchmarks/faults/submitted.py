@@ -94,6 +94,13 @@ def show(cluster: Cluster) -> Iterator[tuple[str, bool]]:
     print(f"the job is {status}, its trials are {counts}", flush=True)
     yield "the resumed job has SUCCEEDED", status == "SUCCEEDED"
     yield "all trials are complete", counts == {"complete": 6}
+    for node in cluster.workers:
+        print(f"{node.name} has received {', '.join(received(node))}", flush=True)
+        yield f"{node.name} has the submitted code", {"pharos", "trainables"} <= set(received(node))
+    asked = [job.get("entrypoint_num_gpus") for job in cluster.ask("api/jobs/") if job["submission_id"] is not None]
+    yield "the driver asked for no GPU", not any(asked)
+    if cluster.why_no_links:
+        return  # whose a request was cannot be told
     found = holders(cluster, sweep)
     for number, ranks in sorted(found.items()):
         print(f"trial {number}: {', '.join(f'worker {r} on {_all(ranks[r])}' for r in sorted(ranks))}", flush=True)
@@ -105,11 +112,6 @@ def show(cluster: Cluster) -> Iterator[tuple[str, bool]]:
         "the two workers of a trial were on different nodes",
         all(ranks[0] | ranks[1] == names for ranks in found.values() if len(ranks) == 2),
     )
-    for node in cluster.workers:
-        print(f"{node.name} has received {', '.join(received(node))}", flush=True)
-        yield f"{node.name} has the submitted code", {"pharos", "trainables"} <= set(received(node))
-    asked = [job.get("entrypoint_num_gpus") for job in cluster.ask("api/jobs/") if job["submission_id"] is not None]
-    yield "the driver asked for no GPU", not any(asked)
 
 
 def _all(names: Sequence[str] | set[str]) -> str:
