@@ -36,6 +36,8 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "lab"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+"""What Ray says of a job that is over."""
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """A node that does not answer for two seconds is dead; with Ray's own figures that takes a quarter of a minute."""
 
@@ -43,7 +45,6 @@ _PORT, _DASHBOARD, _S3 = 6379, 8265, 9000
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
 _MARK = "PHAROS_NODE"
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _NOT_HANDED_ON = ("AWS_", "RAY_", "PYTHONPATH")
 
 
@@ -341,7 +342,7 @@ class Job:
             return 255
         with contextlib.suppress(OSError):
             found = self._cluster.ask(f"api/jobs/{self.name}")
-            if found["status"] in _ENDED:
+            if found["status"] in ENDED:
                 return (
                     int(found["driver_exit_code"] or 0)
                     if found["status"] != "FAILED"
@@ -370,7 +371,7 @@ class Job:
     def wait(self, seconds: float) -> str:
         """Waits for its end; returns its status, whatever that is after so long."""
         deadline = time.monotonic() + seconds
-        while (status := self.status) not in _ENDED and time.monotonic() < deadline:
+        while (status := self.status) not in ENDED and time.monotonic() < deadline:
             time.sleep(0.5)
         return status
 

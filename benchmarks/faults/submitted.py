@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from benchmarks.faults.cluster import BUCKET, Cluster, Job, Node
+from benchmarks.faults.cluster import BUCKET, ENDED, Cluster, Job, Node
 from pharos.storage import Storage
 
 _URL = f"s3://{BUCKET}/sweeps"
@@ -33,22 +33,18 @@ _SETTINGS = (
 _SECONDS = 180.0
 
 
-def follow(job: Job, until: str = "") -> str:
-    """Prints what a job says until it ends, or says something; its status."""
-    shown = 0
+def follow(job: Job, until: str = "", shown: int = 0) -> tuple[str, int]:
+    """Prints what a job says, from a byte of it on, until it ends or says something; its status, and how far it was."""
     deadline = time.monotonic() + _SECONDS
     while True:
-        status = job.status
-        log = job.log
-        for line in log[shown : log.rfind("\n") + 1].splitlines():
+        status, log = job.status, job.log
+        end = log.rfind("\n") + 1
+        for line in log[shown:end].splitlines():
             print(f"    {line[:150]}", flush=True)
-        shown = max(shown, log.rfind("\n") + 1)
-        if (
-            status in ("SUCCEEDED", "FAILED", "STOPPED")
-            or (until and re.search(until, log))
-            or time.monotonic() > deadline
-        ):
-            return status
+        shown = max(shown, end)
+        is_said = until and re.search(until, log)
+        if status in ENDED or is_said or time.monotonic() > deadline:
+            return status, shown
         time.sleep(0.5)
 
 
@@ -78,10 +74,10 @@ def received(node: Node) -> list[str]:
 def show(cluster: Cluster) -> Iterator[tuple[str, bool]]:
     """What came true, one by one."""
     first = cluster.submit("--family", "tipsy", f"storage.url={_URL}", *_SETTINGS)
-    follow(first, until=r"trial \d+ complete")
+    _, shown = follow(first, until=r"trial \d+ complete")
     print("ray job stop", flush=True)
     first.stop()
-    status = follow(first)
+    status, _ = follow(first, shown=shown)
     sweep = first.sweep
     counts = outcomes(sweep)
     print(f"the job is {status}, its trials are {counts}", flush=True)
@@ -89,7 +85,7 @@ def show(cluster: Cluster) -> Iterator[tuple[str, bool]]:
     yield "running trials have saved, none is lost", counts.get("interrupted", 0) > 0 and not counts.get("failed", 0)
     yield "the log says how to go on", f"--resume {_URL}/{sweep}" in first.log
     second = cluster.submit("--resume", f"{_URL}/{sweep}")
-    status = follow(second)
+    status, _ = follow(second)
     counts = outcomes(sweep)
     print(f"the job is {status}, its trials are {counts}", flush=True)
     yield "the resumed job has SUCCEEDED", status == "SUCCEEDED"
