@@ -6,7 +6,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep dashboard test lint format table faults cluster cluster-check slurm clean
+.PHONY: help install sweep dashboard test lint format table faults cluster cluster-sweep cluster-check slurm clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,11 +46,14 @@ table: $(INSTALLED) ## train what trainables/$(FAMILY)/README.md shows as a tabl
 	$(VENV)/bin/python benchmarks/$(FAMILY)_claims.py $(ARGS)
 
 faults: $(INSTALLED) ## break sweeps on purpose and say what became of them; some: make faults ARGS='--only trial-killed'
-	PYTHONPATH=platform:. $(VENV)/bin/python -m benchmarks.faults $(ARGS)
+	PATH=$(abspath $(VENV))/bin:$$PATH PYTHONPATH=platform:. $(VENV)/bin/python -m benchmarks.faults $(ARGS)
 
 NODES ?= 3
 cluster: $(INSTALLED) ## a Ray cluster of NODES (3) nodes on this machine, to try things on; Ctrl-C ends it
 	PATH=$(abspath $(VENV))/bin:$$PATH cluster/local.sh $(NODES)
+
+cluster-sweep: $(INSTALLED) ## submit, stop and resume a sweep on three machines in network namespaces (Linux, root, iproute2); 2 minutes
+	PATH=$(abspath $(VENV))/bin:$$PATH PYTHONPATH=platform:. $(VENV)/bin/python -m benchmarks.faults.submitted
 
 cluster-check: $(INSTALLED) ## hold cluster/kuberay/rayjob.yaml to KubeRay's CRD: CRD=ray.io_rayjobs.yaml, of its release
 	CRD=$(CRD) $(VENV)/bin/python -m pytest tests/cluster

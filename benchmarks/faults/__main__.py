@@ -14,13 +14,14 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Scene, nothing_left
+from benchmarks.faults.fault import Fault, HungError, MissedError, Moment, Place, Scene, SceneMaker
 from benchmarks.faults.table import put_into_page, table
 from benchmarks.faults.verdict import Status, Undisturbed, Verdict, judge, judge_undisturbed, last_words
 from pharos.errors import PharosError
@@ -30,16 +31,33 @@ _LONGEST = 300.0  # an undisturbed sweep may take, seconds
 
 def all_faults() -> list[Fault]:
     """In the order of the table."""
-    from benchmarks.faults import clock, machine, poison, stores
+    from benchmarks.faults import clock, machine, nodes, poison, stores
 
-    return [*machine.FAULTS, *stores.FAULTS, *poison.FAULTS, *clock.FAULTS]
+    return [*machine.FAULTS, *stores.FAULTS, *poison.FAULTS, *clock.FAULTS, *nodes.FAULTS]
 
 
-def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> Verdict:
+class Places:
+    """Where cases are played: one place at a time."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self._stack = stack
+        self._place: Place | None = None
+        self._make: SceneMaker = Scene
+
+    def go(self, place: Place) -> SceneMaker:
+        """What makes a scene there; the place before is left."""
+        if place is not self._place:
+            self._stack.close()
+            self._place = None  # if it cannot be entered
+            self._make = self._stack.enter_context(place())
+            self._place = place
+        return self._make
+
+
+def play(fault: Fault, moment: Moment, scene: Scene, undisturbed: Undisturbed) -> Verdict:
     """One case, from the start of its sweep to the verdict."""
     verdict = Verdict(fault.name, fault.title, moment.name)
-    limit = fault.seconds + 8 * undisturbed.seconds
-    with contextlib.closing(Scene(home, limit)) as scene, nothing_left():
+    with contextlib.closing(scene), scene.alone():
         try:
             fault.act(scene, moment.name)
         except MissedError as error:
@@ -59,13 +77,13 @@ def play(fault: Fault, moment: Moment, home: Path, undisturbed: Undisturbed) -> 
     return verdict
 
 
-def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
+def play_undisturbed(fault: Fault, scene: Scene) -> Undisturbed:
     """The sweep that a fault strikes, without it.
 
     Raises:
         RuntimeError: It did not complete.
     """
-    with contextlib.closing(Scene(home, _LONGEST)) as scene, nothing_left():
+    with contextlib.closing(scene), scene.alone():
         try:
             fault.act(scene, None)
         except (MissedError, HungError) as error:
@@ -73,15 +91,16 @@ def play_undisturbed(fault: Fault, home: Path) -> Undisturbed:
         return judge_undisturbed(scene, time.monotonic() - scene.began_at)
 
 
-def play_all(cases: list[tuple[Fault, Moment]], home: Path) -> Iterator[Verdict]:
+def play_all(cases: list[tuple[Fault, Moment]], home: Path, places: Places) -> Iterator[Verdict]:
     """One case after the other, with a line each."""
     undisturbed: dict[str, Undisturbed | str] = {}  # by sweep; or why there is none
     began = time.monotonic()
     for index, (fault, moment) in enumerate(cases):
         lacks = fault.needs()
+        make = Scene if lacks else places.go(fault.place)
         if not lacks and fault.sweep not in undisturbed:
             try:
-                undisturbed[fault.sweep] = play_undisturbed(fault, home / f"undisturbed-{fault.sweep}")
+                undisturbed[fault.sweep] = play_undisturbed(fault, make(home / f"undisturbed-{fault.sweep}", _LONGEST))
             except RuntimeError as error:
                 undisturbed[fault.sweep] = str(error)
         base = undisturbed.get(fault.sweep, "")
@@ -90,7 +109,8 @@ def play_all(cases: list[tuple[Fault, Moment]], home: Path) -> Iterator[Verdict]
         elif isinstance(base, str):
             verdict = Verdict(fault.name, fault.title, moment.name, Status.MISSED, reason=base)
         else:
-            verdict = play(fault, moment, home / f"{index:02d}-{fault.name}", base)
+            limit = fault.seconds + 8 * base.seconds
+            verdict = play(fault, moment, make(home / f"{index:02d}-{fault.name}", limit), base)
         yield verdict
         spent = time.monotonic() - began
         left = spent / (index + 1) * (len(cases) - index - 1)
@@ -128,6 +148,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/faults.md")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sweeps there")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     cases = [
         (fault, moment)
         for fault in faults
@@ -138,13 +159,14 @@ def main() -> int:
     found = _read(options.json)
     played = 0
     try:
-        for verdict in play_all(cases, home.resolve()):
-            found[verdict.fault, verdict.moment] = verdict
-            played += 1
-            if options.json:
-                options.json.write_text(
-                    json.dumps([dataclasses.asdict(each) for each in found.values()], indent=2) + "\n"
-                )
+        with contextlib.ExitStack() as stack:
+            for verdict in play_all(cases, home.resolve(), Places(stack)):
+                found[verdict.fault, verdict.moment] = verdict
+                played += 1
+                if options.json:
+                    options.json.write_text(
+                        json.dumps([dataclasses.asdict(each) for each in found.values()], indent=2) + "\n"
+                    )
     except KeyboardInterrupt:
         print(f"stopped after {played} of {len(cases)} cases", file=sys.stderr)
     finally:

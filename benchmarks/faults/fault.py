@@ -83,6 +83,15 @@ class Moment:
 
 
 Act = Callable[["Scene", str | None], None]
+SceneMaker = Callable[[Path, float], "Scene"]
+"""Makes a scene from its folder and its time limit."""
+Place = Callable[[], contextlib.AbstractContextManager[SceneMaker]]
+
+
+@contextlib.contextmanager
+def on_this_machine() -> Iterator[SceneMaker]:
+    """Where most cases are played: each scene starts what it needs."""
+    yield Scene
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Fault:
         moments: When.
         needs: Says why it cannot be done here; "" if it can.
         seconds: The time limit of a case, beside eight times what the undisturbed sweep takes here: some resume it.
+        place: Where it is played: entered before the first and left after the last of the faults in a row that have it.
     """
 
     name: str
@@ -107,6 +117,7 @@ class Fault:
     moments: tuple[Moment, ...]
     needs: Callable[[], str] = lambda: ""
     seconds: float = 60.0
+    place: Place = on_this_machine
 
 
 @dataclass
@@ -153,6 +164,10 @@ class Scene:
         self._at_the_end: list[Callable[[], object]] = []
         self.began_at = time.monotonic()
         self.deadline = self.began_at + self.seconds
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block the scene is played; after it nothing of it is left."""
+        return nothing_left()
 
     # What an act does
 

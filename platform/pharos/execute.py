@@ -22,6 +22,7 @@ from torch import Tensor
 from pharos.background import Background
 from pharos.cache import configure
 from pharos.checkpoint import Checkpoint, Checkpoints
+from pharos.claim import Claim
 from pharos.engines.base import EngineConfig
 from pharos.errors import PharosError
 from pharos.families import load_recipe
@@ -73,7 +74,8 @@ def execute(
         names = [*([log] if log else []), *(["metrics.jsonl"] if world.rank == 0 else [])]
         # A killed driver's process may still be at this trial for a moment: two must never write its folder.
         with folder.locked(_TAKE_OVER_SECONDS) if world.rank == 0 else contextlib.nullcontext():
-            spool = Spool(home, folder, names, config.mirror_seconds)
+            claim = Claim(home) if world.rank == 0 and not home.is_local else None
+            spool = Spool(home, folder, names, config.mirror_seconds, claim)
             with _logging(folder.path(log) if log else None):
                 ending = _execute(spec, spool, on_report, on_run, world)
                 # A trial that failed may have waited for its store already.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pharos.background import Outbox
+from pharos.claim import Claim
 from pharos.errors import StorageError
 from pharos.storage import Storage
 
@@ -43,15 +44,24 @@ class Spool:
         folder: This node's folder for it, see `node_folder`.
         names: Of the files; what the store has of them is the beginning of what this node has.
         seconds: How often they are mirrored.
+        claim: What must hold for anything to be mirrored.
 
     Raises:
         StorageError: What is there cannot be read.
     """
 
-    def __init__(self, home: Storage, folder: Storage, names: Sequence[str], seconds: float = 10.0):
+    def __init__(
+        self,
+        home: Storage,
+        folder: Storage,
+        names: Sequence[str],
+        seconds: float = 10.0,
+        claim: Claim | None = None,
+    ):
         self.folder = folder
         self.home = home
         self._names = list(names)
+        self._claim = claim
         self._outbox: Outbox | None = None
         self._sent: dict[str, int] = {}
         self._sending = threading.Lock()  # an older copy must not arrive after a newer one
@@ -67,8 +77,10 @@ class Spool:
         """Brings to the store what has grown.
 
         Raises:
-            StorageError: The store does not take it.
+            StorageError: The store does not take it, or another attempt has taken the trial over.
         """
+        if self._claim is not None:
+            self._claim.check()
         store = self.home.patient(0)
         with self._sending:
             for name in self._names if self._outbox else ():

@@ -5,7 +5,12 @@ A trial of one worker has a world of one, in which everything here is free and n
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
+import os
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
+
+_SIOCGIFADDR = 0x8915  # Linux' request for the address of a network interface
 
 
 class World:
@@ -89,6 +96,20 @@ def listen(host: str, size: int) -> TCPStore:
 def meet(place: tuple[str, int], size: int) -> Store:
     """The meeting place that another process has opened, by address and port."""
     return TCPStore(*place, size, False)
+
+
+def talk_over(address: str) -> None:
+    """Lets this process's groups meet over the network that this address of the machine's is in.
+
+    Gloo would take the address that the host's name has here, which is one of loopback on many machines (Debian's
+    127.0.1.1): workers on other nodes could not reach it. What a user has set stays.
+    """
+    for _, name in socket.if_nameindex():
+        # One without an IPv4 address is none that anybody could be told of here.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            if socket.inet_ntoa(answer[20:24]) == address:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def join_alone(device: torch.device) -> World:

@@ -261,3 +261,17 @@ def test_sigterm_stays_with_the_sweep_when_ray_is_joined(monkeypatch: pytest.Mon
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped == [signal.SIGTERM]
+
+
+def test_the_nodes_of_a_cluster_import_the_drivers_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts what is around each folder that it sends on the path: of `platform/` nobody could import pharos."""
+    from pharos.backends import cluster
+
+    sent: dict[str, Any] = {}
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_init", lambda address, **options: sent.update(options))
+    assert cluster.connect(None)
+    folders = [Path(each) for each in sent["runtime_env"]["py_modules"]]
+    assert [folder.name for folder in folders] == ["pharos", "trainables"]
+    assert folders[0] / "backends" / "cluster.py" == Path(cluster.__file__)

@@ -38,8 +38,9 @@ def connect(cpus: int | None) -> bool:
     address = os.environ.get("RAY_ADDRESS", "auto")
     if address != "local":
         try:
-            # The working folder of a submitted job is on a worker's path; its platform/ is not.
-            modules = [str(Path(__file__).resolve().parents[2]), str(ROOT / "trainables")]
+            # The working folder of a submitted job is on a worker's path; its platform/ is not. What is named here is
+            # imported by its own name: were it platform/, a trial would take whatever pharos its node has installed.
+            modules = [str(Path(__file__).resolve().parents[1]), str(ROOT / "trainables")]
             variables = {"RAY_CHDIR_TO_TRIAL_DIR": os.environ["RAY_CHDIR_TO_TRIAL_DIR"]}
             _init(address, runtime_env={"py_modules": modules, "env_vars": variables}, **common)
             return True

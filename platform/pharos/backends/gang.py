@@ -42,7 +42,10 @@ class _RemoteWorker(Worker):
     """A worker in a process of its own."""
 
     def __init__(self, credentials: Mapping[str, str]):
+        from pharos.world import talk_over
+
         take(credentials)
+        talk_over(self.address())
         super().__init__()
 
     def address(self) -> str:
