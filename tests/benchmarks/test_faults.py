@@ -195,8 +195,8 @@ def test_a_traceback_and_other_endings_than_are_due_are_seen(scene):
 
 
 def played(scene, act, seconds=30.0):
-    fault = Fault("name", "title", "local", act, (MOMENT,), seconds=seconds - 8 * scene.undisturbed.seconds)
-    return play(fault, MOMENT, scene.home / "case", scene.undisturbed)
+    fault = Fault("name", "title", "local", act, (MOMENT,))
+    return play(fault, MOMENT, Scene(scene.home / "case", seconds), scene.undisturbed)
 
 
 def of(case, scene):
