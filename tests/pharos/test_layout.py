@@ -17,9 +17,9 @@ MODULES = sorted(
     ".".join(path.relative_to(PLATFORM).with_suffix("").parts).removesuffix(".__init__")
     for path in PHAROS.rglob("*.py")
 )
-ON_RAY = {f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "losses", "single", "tune")} | {
-    "pharos.doctor.nodes"
-}
+ON_RAY = {
+    f"pharos.backends.{name}" for name in ("actor", "cluster", "eviction", "gang", "losses", "single", "tune")
+} | {"pharos.doctor.nodes"}
 
 
 def python(code, *arguments):
