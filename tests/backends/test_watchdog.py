@@ -77,3 +77,4 @@ def test_a_process_killed_for_memory_is_a_lost_one_with_its_reason_and_does_not_
     assert losses.why(error) == "OOM kill reason: Memory usage 7B exceeded threshold of 6B"
     assert losses.outcome_of(error) == Outcome.OUT_OF_MEMORY
     assert not losses.is_node_lost(error)
+    assert not error.preempted  # which Tune asks

@@ -13,6 +13,10 @@ _fail = RayActorManager._actor_task_failed
 class EvictedError(OutOfMemoryError, RayActorError):
     """A trial's process was killed as its node ran out of memory: an actor that died, with its reason."""
 
+    def __init__(self, message: str):
+        RayActorError.__init__(self)
+        self.message = message
+
     def __reduce__(self) -> tuple[Any, ...]:
         return EvictedError, (self.message,)
 
