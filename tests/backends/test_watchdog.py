@@ -1,16 +1,20 @@
 """A trial alone in its process that stands still: its thread, or the process as a whole."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayTaskError
 
-from pharos.backends import actor, losses
+from pharos.backends import actor, eviction, losses
+from pharos.trial import Outcome
 
 _START = "import ctypes, time; from pharos.backends import watchdog; watchdog.watch(lambda: 1.0); print(1, flush=True);"
 
@@ -57,3 +61,20 @@ def test_the_user_reads_why_it_hangs_and_not_where_ray_ran_it():
     text = "ray::TrialActor.train() (pid=1, ip=127.0.0.1)\n  File ...\nTimeoutError: it did not get on for 10 s"
     error = RayTaskError("train", text, TimeoutError("it did not get on for 10 s"))
     assert losses.why(error.as_instanceof_cause()) == "TimeoutError: it did not get on for 10 s"
+
+
+def test_a_process_killed_for_memory_is_a_lost_one_with_its_reason_and_does_not_end_the_sweep():
+    told = []
+    task = SimpleNamespace(
+        _tracked_actor=SimpleNamespace(actor_id=1, _on_error=lambda actor, error: None),
+        _on_error=lambda actor, error: told.append(pickle.loads(pickle.dumps(error))),
+    )
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    eviction.take_for_losses()
+    text = "2 worker(s) were killed\nOOM kill reason: Memory usage 7B exceeded threshold of 6B"
+    RayActorManager._actor_task_failed(manager, task, OutOfMemoryError(text))
+    (error,) = told
+    assert losses.why(error) == "OOM kill reason: Memory usage 7B exceeded threshold of 6B"
+    assert losses.outcome_of(error) == Outcome.OUT_OF_MEMORY
+    assert not losses.is_node_lost(error)
+    assert not error.preempted  # which Tune asks

@@ -19,7 +19,10 @@ MODULES = sorted(
 )
 ON_RAY = {
     "pharos.doctor.nodes",
-    *(f"pharos.backends.{name}" for name in ("actor", "cluster", "gang", "losses", "neighbours", "single", "tune")),
+    *(
+        f"pharos.backends.{name}"
+        for name in ("actor", "cluster", "eviction", "gang", "losses", "neighbours", "single", "tune")
+    ),
 }
 
 

@@ -22,7 +22,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pharos.backends import losses
+from pharos.backends import eviction, losses
 from pharos.backends.actor import TrialActor
 from pharos.backends.cluster import Places, connect
 from pharos.backends.credentials import credentials
@@ -203,6 +203,7 @@ def run_sweep(sweep: Sweep, actor: type[tune.Trainable] = TrialActor) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost process is said by the console, in one line
     resources = sweep.settings.resources
+    eviction.take_for_losses()
     is_ours = connect(resources.cluster_cpus)
     try:
         places = Places(resources)
