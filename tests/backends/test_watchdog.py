@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray import ObjectRef
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.tune.experiment import Trial
 
 from pharos.backends import actor, eviction, losses
 from pharos.trial import Outcome
@@ -78,3 +80,15 @@ def test_a_process_killed_for_memory_is_a_lost_one_with_its_reason_and_does_not_
     assert losses.outcome_of(error) == Outcome.OUT_OF_MEMORY
     assert not losses.is_node_lost(error)
     assert not error.preempted  # which Tune asks
+
+
+def test_tune_may_ask_again_what_a_process_said_that_was_killed_for_memory(monkeypatch):
+    def gone(reference):
+        raise OutOfMemoryError("1 worker(s) were killed")
+
+    eviction.take_for_losses()
+    trial = SimpleNamespace(
+        _default_result_or_future=ObjectRef(b"0" * ObjectRef.size()), temporary_state=SimpleNamespace(ray_actor=None)
+    )
+    monkeypatch.setattr("ray.get", gone)
+    assert Trial._get_default_result_or_future(trial) is None
