@@ -63,6 +63,15 @@ def test_the_user_reads_why_it_hangs_and_not_where_ray_ran_it():
     text = "ray::TrialActor.train() (pid=1, ip=127.0.0.1)\n  File ...\nTimeoutError: it did not get on for 10 s"
     error = RayTaskError("train", text, TimeoutError("it did not get on for 10 s"))
     assert losses.why(error.as_instanceof_cause()) == "TimeoutError: it did not get on for 10 s"
+    assert not losses.is_node_lost(error.as_instanceof_cause())
+
+
+def test_what_a_gang_says_of_a_lost_node_comes_through_as_it_is():
+    cause = losses.NodeLostError("worker 1 of 2 died: its node has died")
+    error = RayTaskError("step", "Traceback …\npharos.backends.losses.NodeLostError: worker 1 of 2 died", cause)
+    found = pickle.loads(pickle.dumps(error)).as_instanceof_cause()
+    assert losses.why(found) == str(cause)
+    assert losses.is_node_lost(found)
 
 
 def test_a_process_killed_for_memory_is_a_lost_one_with_its_reason_and_does_not_end_the_sweep():

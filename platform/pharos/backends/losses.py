@@ -16,6 +16,8 @@ class NodeLostError(Exception):
 
 def why(error: BaseException) -> str:
     """What an error says of a lost process, in one line."""
+    if isinstance(cause := getattr(error, "cause", None), NodeLostError):
+        return str(cause)
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
