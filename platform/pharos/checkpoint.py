@@ -316,11 +316,7 @@ def _unseal(data: bytes, step: int) -> dict[str, Any]:
     if seal(manifest) != data or manifest["step"] != step:
         raise ValueError("the manifest does not match its own checksum and place")
     pieces = {piece[0] for tensor in manifest["tensors"].values() for piece in tensor["pieces"]}
-    for name in {
-        *manifest["files"],
-        manifest["state"],
-        *pieces,
-    }:  # else a copy could write anything anywhere
+    for name in (manifest["state"], *manifest["files"], *pieces):  # else a copy could write anything anywhere
         if not name or name.startswith(".") or "/" in name:
             raise ValueError(f"the manifest names {name!r}, which is no file of its folder")
     return manifest

@@ -38,10 +38,11 @@ def commit(checkpoints, step, value=None, files=2):
     names = [f"rank-{index:05d}-000.safetensors" for index in range(files)]
     for name in names:
         checkpoints.storage.write_bytes(f"{step:08d}/{name}", b"12345")
-    manifest = {"step": step, "value": value, "files": {name: {"bytes": 5} for name in names}}
+    manifest = {"step": step, "value": value, "files": {name: {"bytes": 5} for name in names}} | REST
     checkpoints.storage.write_bytes(f"{step:08d}/manifest.json", seal(manifest))
 
 
+REST = {"state": "state-000.json", "tensors": {}}  # of a manifest, which nothing here looks at
 FILES = ["rank-00000-000.safetensors", "rank-00001-000.safetensors", "manifest.json"]
 KEEPS = st.builds(Keep, st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), st.sampled_from(["min", "max"]))
 VALUES = st.none() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1.0, 2.5]) | st.floats(-10, 10)
@@ -470,7 +471,7 @@ def test_what_another_attempt_has_written_meanwhile_is_not_removed(checkpoints):
     ours = Retention(checkpoints, Keep(last=1, best=0))
     for step in (2, 5):
         checkpoints.storage.write_bytes(f"{step:08d}/rank-00000-000-theirs.safetensors", b"12345")
-        manifest = {"step": step, "value": None, "files": {"rank-00000-000-theirs.safetensors": {"bytes": 5}}}
+        manifest = {"step": step, "value": None, "files": {"rank-00000-000-theirs.safetensors": {"bytes": 5}}} | REST
         checkpoints.storage.write_bytes(f"{step:08d}/manifest-theirs.json", seal(manifest))
     for step in (2, 3, 4):
         commit(checkpoints, step)
