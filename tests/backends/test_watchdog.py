@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from ray import ObjectRef
 from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 from ray.tune.experiment import Trial
 
 from pharos.backends import actor, eviction, losses
@@ -72,6 +74,29 @@ def test_what_a_gang_says_of_a_lost_node_comes_through_as_it_is():
     found = pickle.loads(pickle.dumps(error)).as_instanceof_cause()
     assert losses.why(found) == str(cause)
     assert losses.is_node_lost(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (ActorUnavailableError("Socket closed", b"1" * 16), True),  # says nothing of where
+        (ActorDiedError(ActorDiedErrorContext(actor_id=b"1" * 16, node_ip_address="127.0.0.1")), False),
+        (ActorDiedError(ActorDiedErrorContext(actor_id=b"1" * 16, node_ip_address="127.0.0.2")), True),
+        (
+            ActorDiedError(ActorDiedErrorContext(actor_id=b"1" * 16, node_ip_address="127.0.0.3")),
+            False,
+        ),  # Ray knows that it is gone
+    ],
+)
+def test_a_node_that_does_not_answer_is_lost_also_before_ray_says_so(monkeypatch, error, is_lost):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        alive = {"127.0.0.1": True, "127.0.0.2": True, "127.0.0.3": False}
+        nodes = [
+            {"Alive": there, "NodeManagerAddress": address, "NodeManagerPort": port} for address, there in alive.items()
+        ]
+        monkeypatch.setattr(losses.ray, "nodes", lambda: nodes)
+        assert losses.is_node_lost(error) is is_lost
 
 
 def test_a_process_killed_for_memory_is_a_lost_one_with_its_reason_and_does_not_end_the_sweep():

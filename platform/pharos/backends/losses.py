@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import socket
+
+import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from pharos.trial import Outcome
 
 # Ray's words; there is no flag of it but for nodes whose end was announced.
 _NODE_DIED = "node has died"
+_ADDRESS = re.compile(r"^\s*ip: (\S+)$", re.MULTILINE)
+_PATIENCE_SECONDS = 3.0
 
 
 class NodeLostError(Exception):
@@ -35,7 +41,26 @@ def why(error: BaseException) -> str:
 
 def is_node_lost(error: BaseException) -> bool:
     """Whether the node is gone, and not just the process."""
-    return getattr(error, "preempted", False) or isinstance(error, NodeLostError) or _NODE_DIED in str(error)
+    if getattr(error, "preempted", False) or isinstance(error, NodeLostError) or _NODE_DIED in str(error):
+        return True
+    # Ray hears at once that a process is gone, and of its node by default only a quarter of a minute later.
+    if not isinstance(error, RayActorError) or isinstance(error, OutOfMemoryError):
+        return False
+    address = _ADDRESS.search(str(error))
+    return _is_silent(address[1] if address else None)
+
+
+def _is_silent(address: str | None) -> bool:
+    """Whether a node does not answer that Ray takes for alive: the one at an address, or if that is not told, any."""
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and address in (None, node["NodeManagerAddress"]):
+            try:
+                socket.create_connection(
+                    (node["NodeManagerAddress"], node["NodeManagerPort"]), _PATIENCE_SECONDS
+                ).close()
+            except OSError:
+                return True
+    return False
 
 
 def outcome_of(error: BaseException) -> Outcome:
