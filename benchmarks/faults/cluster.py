@@ -469,6 +469,15 @@ class Cluster:
         self.workers += nodes
         self._say(f"{', '.join(node.name for node in nodes)} joined, {self.cpus} cores each")
 
+    def replace(self, node: Node) -> None:
+        """Counts a worker no more, whatever it still does; another one joins."""
+        self.workers.remove(node)
+        self.add_workers()
+
+    def nodes_but(self, node: Node) -> list[Node]:
+        """The head and the workers that count, without one."""
+        return [each for each in (self.head, *self.workers) if each is not node]
+
     def put_in_order(self) -> None:
         """All links up, workers that do not count any more ended, and as many as there were at first."""
         for machine in [*self._machines]:

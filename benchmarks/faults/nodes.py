@@ -139,8 +139,7 @@ def lose_node(scene: Scene, moment: str | None, *, trial: int = _ALONE, rank: in
     if node is not None:
         node.kill(_RAYLET)
         scene.struck(f"kill -9 of the raylet of {node.name}")
-        scene.cluster.workers.remove(node)
-        scene.cluster.add_workers()
+        scene.cluster.replace(node)
     scene.finish()
 
 
@@ -206,8 +205,7 @@ def _cut_till_given_up(scene: Scene, moment: str | None, *, wait_for_end: bool) 
         scene.struck(f"{node.name} is cut off")
         scene.let_go()
         scene.hears("lost its node")
-        scene.cluster.workers.remove(node)
-        scene.cluster.add_workers()
+        scene.cluster.replace(node)
         if not wait_for_end:
             node.mend()
             scene.struck(f"{node.name} is back")
@@ -224,13 +222,12 @@ def make_writing_zombie(scene: Scene, moment: str | None) -> None:
     assert isinstance(scene, ClusterScene)
     node = scene.catch(moment)
     if node is not None:
-        others = [scene.cluster.head, *(each for each in scene.cluster.workers if each is not node)]
+        others = scene.cluster.nodes_but(node)
         node.cut(*others)
         scene.struck(f"{node.name} is cut off from all but the store")
         scene.hears("lost its node")
         scene.let_go()  # it goes on when another process may have begun to
-        scene.cluster.workers.remove(node)
-        scene.cluster.add_workers()
+        scene.cluster.replace(node)
     scene.finish()
     if node is not None:
         time.sleep(_ZOMBIE_SECONDS)
@@ -245,9 +242,8 @@ def freeze_node(scene: Scene, moment: str | None) -> None:
         scene.struck(f"{node.name} stands still")
         scene.let_go()
         scene.hears("lost its node")
-        others = [scene.cluster.head, *(each for each in scene.cluster.workers if each is not node)]
-        scene.cluster.workers.remove(node)
-        scene.cluster.add_workers()
+        others = scene.cluster.nodes_but(node)
+        scene.cluster.replace(node)
     scene.finish()
     if node is not None:
         node.cut(*others)  # else its raylet learns at once that it was given up, and ends what it has

@@ -49,8 +49,7 @@ class Plan:
 
     def shape(self, params: Params) -> Shape:
         """What a trial with these values asks of a cluster."""
-        resources = self.settings.resources
-        return resources.shape_of({**self.defaults, **params}) if resources.shapes else resources.shape
+        return self.settings.resources.shape_of({**self.defaults, **params})
 
     def trial_config(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe's configuration with a trial's values in place."""

@@ -80,7 +80,7 @@ class ResourcesConfig:
         Args:
             values: All of its values, by full name (`recipe.optim.lr`).
         """
-        for conditions, shape in self._special() if self.shapes else ():
+        for conditions, shape in self._special():
             if all(meets(values[name], condition) for name, condition in conditions.items()):
                 return shape
         return self.shape

@@ -20,7 +20,7 @@ from pharos.run import Run
 from trainables.common.materials.evaluation import keep_best
 from trainables.common.materials.inference import predict_folder
 from trainables.common.materials.losses import focal_sums, mean_over_batch
-from trainables.common.materials.settings import NANO, MaterialsConfig, swin_adamw
+from trainables.common.materials.settings import NANO, TINY, MaterialsConfig, swin_adamw
 from trainables.dbat.data import open_materials, shown
 from trainables.dbat.evaluation import Judge
 from trainables.dbat.model import Segmenter, centred
@@ -80,21 +80,7 @@ class Dbat(Recipe):
             "optim.warmup": 50,
         },
         "tiny": {
-            **NANO,
-            # Workers draw what they drop apart from each other, so that two of them would not train as one does.
-            "network.drop_path": 0.0,
-            "network.merge_drop_path": 0.0,
-            "network.dropout2d": 0.0,
-            "network.width": 8,
-            "network.depths": [1, 1, 1, 1],
-            "network.heads": [1, 1, 2, 2],
-            "network.merge_heads": 2,
-            "network.pyramid": 8,
-            "network.features": 8,
-            "network.groups": 2,
-            "data.train_images": 16,
-            "data.validation_images": 4,
-            "data.test_images": 4,
+            **TINY,
             "batch_size": 4,
             "epochs": 5,
             "optim.lr": 1e-3,

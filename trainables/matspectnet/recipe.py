@@ -23,7 +23,7 @@ from trainables.common.materials.data import shown
 from trainables.common.materials.evaluation import keep_best
 from trainables.common.materials.inference import predict_folder
 from trainables.common.materials.losses import focal_sums, mean_over_batch
-from trainables.common.materials.settings import NANO
+from trainables.common.materials.settings import NANO, TINY
 from trainables.common.settings import Means
 from trainables.matspectnet.adversarial import ImagePool, accuracy, discriminator_adversarial, generator_adversarial
 from trainables.matspectnet.data import (
@@ -96,26 +96,12 @@ class MatSpectNetRecipe(Recipe):
             "optim.final": 0.02,
         },
         "tiny": {
-            **NANO,
-            # Workers draw what they drop apart from each other, so that two of them would not train as one does.
-            "network.drop_path": 0.0,
-            "network.merge_drop_path": 0.0,
-            "network.dropout2d": 0.0,
-            "network.width": 8,
-            "network.depths": [1, 1, 1, 1],
-            "network.heads": [1, 1, 2, 2],
-            "network.merge_heads": 2,
+            **TINY,
             # Four patches along the last map of 32 pixels: with fewer, shifted windows have a patch each.
             "network.patch": 1,
-            "network.pyramid": 8,
-            "network.features": 8,
-            "network.groups": 2,
             "data.size": 32,
             "data.crop": 32,
             "data.normalise": "none",
-            "data.train_images": 16,
-            "data.validation_images": 4,
-            "data.test_images": 4,
             "data.spectral_images": 8,
             "data.spectral_validation": 2,
             "exposure": "none",

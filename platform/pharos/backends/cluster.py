@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from pharos.backends.neighbours import Neighbours, free, neighbours
+from pharos.backends.neighbours import Neighbours, neighbours
 from pharos.errors import InputError
 from pharos.families import ROOT
 from pharos.resources import ResourcesConfig, Shape
@@ -104,7 +104,8 @@ class Places:
             spare = 0.0
             if around.jobs and not around.waiting:
                 kind = "GPU" if self._resources.shape.gpus_per_worker else "CPU"
-                spare = sum(shape.devices for shape in running) + free().get(kind, 0.0)
+                free = ray.available_resources()  # type: ignore[no-untyped-call]
+                spare = sum(shape.devices for shape in running) + free.get(kind, 0.0)
             self._take(_nodes(), around, spare)
         return self.slots
 

@@ -35,9 +35,3 @@ def neighbours() -> Neighbours:
         if state != "CREATED" and group["stats"]["scheduling_state"] != "INFEASIBLE":
             is_waiting = True
     return Neighbours(len(jobs), is_waiting)
-
-
-def free() -> dict[str, float]:
-    """What no placement group has, of all nodes together."""
-    found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return found

@@ -174,8 +174,8 @@ class _Events(Callback):
                 self._sweep.on_lost(_number(trial), result["lost"]["reason"], Outcome(result["lost"]["outcome"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = _error(trial)
         with self._guard:
+            error = _error(trial)
             self._sweep.on_lost(
                 _number(trial), losses.why(error), losses.outcome_of(error), by_node=losses.is_node_lost(error)
             )

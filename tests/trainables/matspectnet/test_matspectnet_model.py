@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from trainables.common.materials.network import NetworkConfig, Segmenter
+from trainables.common.materials.settings import NANO_NETWORK
 from trainables.matspectnet.backbone import SwinV2
 from trainables.matspectnet.camera import Camera
 from trainables.matspectnet.data import generated_samples
@@ -17,19 +18,6 @@ from trainables.matspectnet.model import (
 )
 from trainables.matspectnet.perception import Perception
 from trainables.matspectnet.recovery import Recovery
-
-NANO = {
-    "width": 16,
-    "depths": [1, 1, 2, 1],
-    "heads": [1, 2, 4, 8],
-    "patch": 2,
-    "window": 4,
-    "merge_heads": 8,
-    "merge_window": 4,
-    "pyramid": 32,
-    "features": 32,
-    "groups": 8,
-}
 
 
 def count(module: torch.nn.Module) -> int:
@@ -50,7 +38,7 @@ def test_the_whole_has_the_paper_s_size() -> None:
 
 
 def test_the_nano_preset_has_the_notes_size() -> None:
-    config = SpectralNetworkConfig(backbone="swin", **NANO)
+    config = SpectralNetworkConfig(backbone="swin", **NANO_NETWORK)
     branch = SpectralBranch(ResponseFilters(4), Perception(generated_samples(0)), width=32, patch=2)
     network = MatSpectNet(segmenter(config, 8, 64, extra=32), branch)
     assert count(branch) == 20_600
@@ -130,7 +118,7 @@ def test_curves_from_a_smaller_image_have_the_same_form() -> None:
 
 def test_spectra_reach_the_logits_and_images_alone_are_dbat() -> None:
     torch.manual_seed(0)
-    config = SpectralNetworkConfig(backbone="swin", dropout2d=0.0, **NANO)
+    config = SpectralNetworkConfig(backbone="swin", dropout2d=0.0, **NANO_NETWORK)
     x, h = torch.rand(1, 3, 64, 64), torch.rand(1, 31, 64, 64)
     branch = SpectralBranch(ResponseFilters(4), Perception(generated_samples(0)), width=32, patch=2)
     network = MatSpectNet(segmenter(config, 8, 64, extra=32), branch).eval()

@@ -14,7 +14,7 @@ from trainables.common.settings import Checked
 UNDECAYED = ("norm", "relative_position_bias_table", "absolute_pos_embed")
 """Names of parameters without weight decay, in the authors' code; batch and group norms are not among them."""
 
-_NANO = {
+NANO_NETWORK = {
     "width": 16,
     "depths": [1, 1, 2, 1],
     "heads": [1, 2, 4, 8],
@@ -26,11 +26,28 @@ _NANO = {
     "features": 32,
     "groups": 8,
 }
-NANO: dict[str, Any] = {f"network.{name}": value for name, value in _NANO.items()} | {
+NANO: dict[str, Any] = {f"network.{name}": value for name, value in NANO_NETWORK.items()} | {
     "data.size": 64,
     "data.crop": 64,
 }
 """The notes' nano preset: of 64 pixels, patches of 2 to 16 of them."""
+TINY: dict[str, Any] = NANO | {
+    # Workers draw what they drop apart from each other, so that two of them would not train as one does.
+    "network.drop_path": 0.0,
+    "network.merge_drop_path": 0.0,
+    "network.dropout2d": 0.0,
+    "network.width": 8,
+    "network.depths": [1, 1, 1, 1],
+    "network.heads": [1, 1, 2, 2],
+    "network.merge_heads": 2,
+    "network.pyramid": 8,
+    "network.features": 8,
+    "network.groups": 2,
+    "data.train_images": 16,
+    "data.validation_images": 4,
+    "data.test_images": 4,
+}
+"""A network that is trained in a blink, for tests."""
 
 
 def swin_adamw() -> OptimConfig:
